@@ -1,0 +1,34 @@
+# make demo   generate data, train, evaluate in every weather, draw
+# make test   the test suite
+# Both make the environment first, in .venv, unless PYTHON names one that is ready: make test PYTHON=python3
+
+PYTHON ?= .venv/bin/python
+BASE_PYTHON ?= python3
+SHELL := /bin/bash
+DEMO := output/demo
+STAMP := .venv/.soma_det-$(shell cat requirements/*.txt setup.py tools/setup_env.sh | cksum | cut -d' ' -f1)
+
+.PHONY: help setup test test-all demo clean
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+# An environment that the caller names is used as it is.
+ifeq ($(PYTHON),.venv/bin/python)
+setup: $(STAMP)
+else
+setup:
+endif
+
+$(STAMP):
+	@BASE_PYTHON=$(BASE_PYTHON) bash tools/setup_env.sh .venv
+	@rm -f .venv/.soma_det-* && touch $@
+
+test: setup
+	$(PYTHON) -m pytest tests
+
+demo: setup
+	$(PYTHON) tools/demo.py --output $(DEMO)
+
+clean:
+	rm -rf output datasets/synthdrive build *.egg-info

@@ -1,0 +1,126 @@
+"""Every config key of this project in one place, and how a config file becomes a config."""
+
+import difflib
+from typing import Callable, Sequence
+
+import yaml
+from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+
+DOMAINS = ("daytime_clear", "night_sunny", "dusk_rainy", "night_rainy", "daytime_foggy")
+CLASSES = ("bus", "bike", "car", "motor", "person", "rider", "truck")
+
+
+def add_soma_config(cfg: CN) -> None:
+    """Add this project's keys, with their defaults, to a Detectron2 config."""
+    _add_model(cfg)
+    _add_data(cfg)
+    _add_solver(cfg)
+
+
+def _add_model(cfg: CN) -> None:
+    vit = cfg.MODEL.VIT = CN()
+    vit.NAME = "vit_small_patch14_dinov2.lvd142m"  # any timm ViT whose blocks are in .blocks
+    # "" for random weights, "timm" for timm's hub, or a file (.safetensors, .pth) with the model's own weights.
+    # Not read when MODEL.WEIGHTS or --resume names a checkpoint of this project, which holds the ViT too.
+    vit.WEIGHTS = "timm"
+    vit.PATCH_SIZE = 16  # pixels; pretrained patch embeddings are resampled to it
+    vit.IMG_SIZE = [1024, 1024]  # (H, W), pixels: the usual input, for which position embeddings are resampled once
+    vit.OUT_BLOCKS = [-1]  # one block: simple feature pyramid (ViTDet); four: one block a level p2..p5 (as SoMA)
+    vit.FROZEN_BLOCKS = 4  # leading blocks that stay as pretrained
+    vit.DROP_PATH = 0.0  # rate of the last block; falls linearly to 0 at the first
+    vit.ACTIVATION_CHECKPOINTING = False  # less memory for one more forward pass through the blocks
+
+    pyramid = cfg.MODEL.PYRAMID = CN()
+    pyramid.OUT_CHANNELS = 256
+
+    adapter = cfg.MODEL.ADAPTER = CN()
+    adapter.NAME = "soma"  # "soma", or "none": the ViT beyond MODEL.VIT.FROZEN_BLOCKS trains as a whole
+    adapter.RANK = 16
+    adapter.BLOCKS = []  # indices; empty: every block that is not frozen
+    adapter.TARGETS = [r"attn\.(qkv|q_proj|k_proj|v_proj|proj)", r"mlp\.(fc1|fc2|fc1_g|fc1_x)"]  # regular expressions
+    adapter.COMPONENTS = "minor"  # "minor" (SoMA), or the paper's ablations "major", "random"
+    adapter.TRAIN_BIAS = True  # of the adapted layers
+
+
+def _add_data(cfg: CN) -> None:
+    weather = cfg.DATASETS.WEATHER = CN()
+    weather.PREFIX = "diverse_weather"  # data sets are named <prefix>_<domain>_<list>
+    weather.ROOT = ""  # folder of the domains; empty: $DETECTRON2_DATASETS/diverseWeather
+    weather.DOMAINS = list(DOMAINS)
+    weather.CLASSES = list(CLASSES)
+    cfg.DATASETS.COCO_JSON = []  # further data sets: [[name, json file, folder of pictures], ...]
+    cfg.DATASETS.SOURCE_TEST = ""  # the member of DATASETS.TEST that is the source domain; all others are unseen
+
+    augmentation = cfg.INPUT.AUGMENTATION = CN()
+    augmentation.SCALE_RANGE = [0.1, 2.0]  # random resize, relative to CROP_SIZE
+    augmentation.CROP_SIZE = [1024, 1024]  # (H, W), pixels; smaller pictures are padded
+    augmentation.PHOTOMETRIC = True  # random brightness, contrast, saturation and hue
+
+
+def _add_solver(cfg: CN) -> None:
+    cfg.SOLVER.BETAS = [0.9, 0.999]  # of AdamW
+    cfg.SOLVER.BACKBONE_LR_MULTIPLIER = 0.5  # of the ViT, against SOLVER.BASE_LR
+    cfg.SOLVER.BACKBONE_WEIGHT_DECAY_MULTIPLIER = 0.2  # of the ViT, against SOLVER.WEIGHT_DECAY
+
+    annealing = cfg.SOLVER.WEIGHT_DECAY_ANNEALING = CN()
+    annealing.ENABLED = True
+    annealing.FINAL = 1e-5  # weight decay of the last iteration
+
+    cfg.SOLVER.AMP.DTYPE = "float16"  # or "bfloat16"; takes effect with SOLVER.AMP.ENABLED, on CUDA
+
+    freezing = cfg.SOLVER.FREEZING = CN()
+    freezing.MODULES = []  # regular expressions of module names to freeze besides the ViT's leading blocks
+    freezing.UNTIL = 0  # iteration at which they thaw; 0: never
+
+
+def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CN:
+    """The frozen config of a file and of ``KEY VALUE`` overrides.
+
+    Raises:
+        ValueError: a key does not exist, a value has a wrong type, or two settings contradict each other.
+    """
+    cfg = get_cfg()
+    add_soma_config(cfg)
+    if len(opts) % 2:
+        raise ValueError(f"Overrides come in pairs, KEY VALUE; these are {len(opts)} words: {list(opts)}")
+    if config_file:
+        _merge(cfg, config_file, cfg.merge_from_file, config_file)
+    _merge(cfg, "the command line", cfg.merge_from_list, list(opts))
+    check_cfg(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def _merge(cfg: CN, source: str, merge: Callable, what) -> None:
+    try:
+        merge(what)
+    except (KeyError, AssertionError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"Wrong setting in {source}: {_explain(error, cfg)}") from error
+
+
+def check_cfg(cfg: CN) -> None:
+    """Raise a ValueError for settings that contradict each other, before anything is built."""
+    dtypes = ("float16", "bfloat16")
+    if cfg.SOLVER.AMP.DTYPE not in dtypes:
+        raise ValueError(f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE!r}: choose one of {dtypes}.")
+    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
+        raise ValueError("SOLVER.AMP.ENABLED needs CUDA: set it to False, or MODEL.DEVICE to cuda.")
+    source = cfg.DATASETS.SOURCE_TEST
+    if source and source not in cfg.DATASETS.TEST:
+        raise ValueError(f"DATASETS.SOURCE_TEST is {source!r}, which is not in DATASETS.TEST {tuple(cfg.DATASETS.TEST)}.")
+
+
+def _explain(error: Exception, cfg: CN) -> str:
+    """The error's own words and, for an unknown key, the nearest key that exists."""
+    message = str(error.args[0]) if error.args else str(error)
+    word = message.rsplit(" ", 1)[-1].strip("'\"")
+    near = difflib.get_close_matches(word, _keys(cfg), n=1, cutoff=0.5) if "key" in message.lower() else []
+    return message + (f". Did you mean {near[0]}?" if near else "")
+
+
+def _keys(cfg: CN, prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in cfg.items():
+        keys += _keys(value, f"{prefix}{key}.") if isinstance(value, CN) else [prefix + key]
+    return keys

@@ -1,0 +1,197 @@
+"""Hooks for Detectron2's trainers: annealed weight decay, frozen layers, and what an exact resume needs."""
+
+import logging
+import math
+import os
+import signal
+import threading
+from typing import Sequence
+
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from torch import nn
+from torch.optim import Optimizer
+
+from soma_det.modeling.freezing import fingerprint, match_modules
+
+logger = logging.getLogger(__name__)
+
+
+def annealed_weight_decay(initial: float, final: float, iteration: int, max_iter: int) -> float:
+    """Cosine from ``initial`` at iteration 0 to ``final`` at ``max_iter``; a weight decay of zero stays zero.
+
+    Source: arXiv 2412.04077, section 3.3.
+    """
+    if initial == 0:
+        return 0.0
+    return final + (initial - final) * (1 + math.cos(math.pi * iteration / max_iter)) / 2
+
+
+class WeightDecayAnnealing(HookBase):
+    """Sets the weight decay of every group of the optimizer before each iteration and logs it.
+
+    A group's initial value is kept beside the current one, as schedulers keep ``initial_lr``, because the optimizer's
+    state brings the annealed value back on resume.
+    """
+
+    def __init__(self, final: float = 1e-5):
+        if final < 0:
+            raise ValueError(f"SOLVER.WEIGHT_DECAY_ANNEALING.FINAL is {final}; it has to be 0 or more.")
+        self.final = final
+
+    def before_train(self):
+        for group in self.trainer.optimizer.param_groups:
+            group.setdefault("initial_weight_decay", group["weight_decay"])
+
+    def before_step(self):
+        for index, group in enumerate(self.trainer.optimizer.param_groups):
+            group["weight_decay"] = annealed_weight_decay(
+                group["initial_weight_decay"], self.final, self.trainer.iter, self.trainer.max_iter
+            )
+            name = group.get("name", index)
+            self.trainer.storage.put_scalar(f"weight_decay/{name}", group["weight_decay"], smoothing_hint=False)
+
+
+class LayerFreezing(HookBase):
+    """Keeps listed modules frozen and in evaluation mode, for good or until an iteration.
+
+    Frozen for good: the parameters must have ``requires_grad`` off before training, as the trainer's model builder sees
+    to (switching it off later would break DistributedDataParallel); at the end they are verified to be bit-equal.
+    Frozen until an iteration: the parameters stay known to DistributedDataParallel, and their gradients are dropped
+    before the optimizer's step, so that neither momentum nor weight decay touches them and clipping ignores them.
+
+    Args:
+        modules: regular expressions of whole module names.
+        until: the iteration from which they train; 0 for never.
+    """
+
+    def __init__(self, modules: Sequence[str], until: int = 0):
+        if until < 0:
+            raise ValueError(f"SOLVER.FREEZING.UNTIL is {until}; give the iteration of the thaw, or 0 for never.")
+        self.patterns, self.until = list(modules), until
+
+    def before_train(self):
+        self.modules = match_modules(_unwrap(self.trainer.model), self.patterns)
+        self.parameters = [p for module in self.modules.values() for p in module.parameters()]
+        if self.until:
+            self.handle = self.trainer.optimizer.register_step_pre_hook(self._drop_gradients)
+        else:
+            self._require_frozen()
+            self.fingerprints = {name: fingerprint(module) for name, module in self.modules.items()}
+        logger.info("Frozen %s: %s", f"until {self.until}" if self.until else "for good", ", ".join(self.modules))
+
+    def before_step(self):
+        frozen = self._is_frozen()
+        for module in self.modules.values():
+            if frozen == module.training:
+                module.train(not frozen)
+
+    def after_train(self):
+        if self.until:
+            self.handle.remove()
+            return
+        changed = [name for name, module in self.modules.items() if fingerprint(module) != self.fingerprints[name]]
+        if changed:
+            raise RuntimeError(f"Frozen modules have changed during training: {changed}.")
+        logger.info("Frozen modules are bit-equal to before.")
+
+    def _is_frozen(self) -> bool:
+        return not self.until or self.trainer.iter < self.until
+
+    def _drop_gradients(self, optimizer: Optimizer, args, kwargs) -> None:
+        if self._is_frozen():
+            for parameter in self.parameters:
+                parameter.grad = None
+
+    def _require_frozen(self) -> None:
+        for name, module in self.modules.items():
+            training = [key for key, p in module.named_parameters() if p.requires_grad]
+            if training:
+                raise ValueError(
+                    f"{name} is to be frozen for good, but {training[:3]} require gradients: call "
+                    "soma_det.modeling.freezing.freeze before the optimizer and DistributedDataParallel are built."
+                )
+
+
+class GradientClipping(HookBase):
+    """Scales the gradients of the whole model to at most one norm before the optimizer's step, and logs the norm.
+
+    Detectron2's own SOLVER.CLIP_GRADIENTS clips each parameter by itself. Register this hook after
+    :class:`LayerFreezing`, so that dropped gradients do not count.
+
+    Args:
+        max_norm: of all gradients together, after any loss scaling was undone.
+    """
+
+    def __init__(self, max_norm: float, norm_type: float = 2.0):
+        if max_norm <= 0:
+            raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_VALUE is {max_norm}; it has to be above 0.")
+        self.max_norm, self.norm_type = max_norm, norm_type
+        self.norm = None
+
+    def before_train(self):
+        self.handle = self.trainer.optimizer.register_step_pre_hook(self._clip)
+
+    def after_step(self):
+        if self.norm is not None:
+            self.trainer.storage.put_scalar("gradient_norm", self.norm.item())
+
+    def after_train(self):
+        self.handle.remove()
+
+    def _clip(self, optimizer: Optimizer, args, kwargs) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.norm = nn.utils.clip_grad_norm_(parameters, self.max_norm, self.norm_type)
+
+
+class SeedEachIteration(HookBase):
+    """Makes the model's own random choices a function of the seed, the iteration and the rank.
+
+    With it a resumed training samples the same proposals as one that was never interrupted.
+    """
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def before_step(self):
+        torch.manual_seed((self.seed * 1_000_003 + self.trainer.iter) * 1_009 + comm.get_rank())
+
+
+class SaveOnInterrupt(HookBase):
+    """On SIGINT or SIGTERM, finishes the iteration, saves a checkpoint and stops.
+
+    A second signal stops at once. Every rank stops at the same iteration.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def before_train(self):
+        self.received, self.process = None, os.getpid()
+        in_main_thread = threading.current_thread() is threading.main_thread()  # others cannot set handlers
+        self.previous = {number: signal.signal(number, self._note) for number in self.SIGNALS if in_main_thread}
+
+    def after_step(self):
+        if not any(comm.all_gather(self.received is not None)):
+            return
+        self.trainer.checkpointer.save(f"model_{self.trainer.iter:07d}")
+        logger.warning("Interrupted after %d iterations; all is saved, go on with --resume.", self.trainer.iter + 1)
+        raise SystemExit(128 + (self.received or signal.SIGTERM))
+
+    def after_train(self):
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame) -> None:
+        if os.getpid() != self.process:
+            # A data loader's worker, which inherits this handler: Ctrl-C reaches it too, and the iteration needs it.
+            if number == signal.SIGTERM:
+                os._exit(0)
+            return
+        logger.warning("Stopping after this iteration; once more to stop at once.")
+        self.received = number
+        signal.signal(number, self.previous[number])
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model

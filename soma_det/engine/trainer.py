@@ -1,0 +1,144 @@
+"""Detectron2's DefaultTrainer with the SoMA recipe, weather evaluation and exact resume."""
+
+import logging
+import os
+import weakref
+from collections import OrderedDict
+from typing import Callable
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from torch import nn
+from torch.optim import Optimizer
+
+from soma_det.compat import allow_ddp_on_cpu
+from soma_det.data.loader import build_test_loader, build_train_loader
+from soma_det.engine import hooks
+from soma_det.engine.checkpoint import AtomicCheckpointer
+from soma_det.engine.optim import build_adamw
+from soma_det.evaluation import WeatherEvaluator, report
+from soma_det.modeling.freezing import freeze, match_modules
+from soma_det.modeling.vit import count_parameters
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(DefaultTrainer):
+    """The standard trainer: AdamW groups, annealed weight decay and layer freezing come in as hooks."""
+
+    def __init__(self, cfg: CfgNode):
+        allow_ddp_on_cpu()
+        super().__init__(cfg)
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """The config's model, with SOLVER.FREEZING.MODULES frozen where that is for good."""
+        model = build_model(cfg)
+        if cfg.SOLVER.FREEZING.UNTIL == 0:
+            freeze(match_modules(model, cfg.SOLVER.FREEZING.MODULES).values())
+        if cfg.SOLVER.AMP.ENABLED:
+            _train_in(model, getattr(torch, cfg.SOLVER.AMP.DTYPE))
+        logger.info("Model: %d of %d parameters train", count_parameters(model, trainable=True), count_parameters(model))
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
+        return build_adamw(
+            model,
+            lr=cfg.SOLVER.BASE_LR,
+            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+            betas=cfg.SOLVER.BETAS,
+            backbone_lr_multiplier=cfg.SOLVER.BACKBONE_LR_MULTIPLIER,
+            backbone_weight_decay_multiplier=cfg.SOLVER.BACKBONE_WEIGHT_DECAY_MULTIPLIER,
+            norm_weight_decay=cfg.SOLVER.WEIGHT_DECAY_NORM,
+        )
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode):
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> WeatherEvaluator:
+        return WeatherEvaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"))
+
+    def build_hooks(self) -> list[HookBase]:
+        """Detectron2's hooks, and before them this project's, which set up each step."""
+        # DefaultTrainer has just made its own checkpointer, and the hooks built next will hold on to it.
+        self.checkpointer = AtomicCheckpointer(self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        return _recipe_hooks(self.cfg, self.data_loader.seed) + super().build_hooks() + [hooks.SaveOnInterrupt()]
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """As Detectron2's; a resumed training also goes on in the data where it stopped."""
+        super().resume_or_load(resume=resume)
+        self.data_loader.start_iteration = self.start_iter
+
+    def state_dict(self) -> dict:
+        """With the optimizer's state, which Detectron2 0.4 leaves out."""
+        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> OrderedDict:
+        """Evaluate every test set, then write and log the summary across weathers.
+
+        Returns:
+            {data set: {"bbox": COCO metrics, "voc": VOC AP50, ...}}; empty on all but the main process.
+        """
+        results = super().test(cfg, model, evaluators)
+        if len(cfg.DATASETS.TEST) == 1:  # Detectron2 drops the name of a lone test set
+            results = OrderedDict({cfg.DATASETS.TEST[0]: results})
+        if not comm.is_main_process():
+            return OrderedDict()
+        report(results, cfg.DATASETS.SOURCE_TEST, cfg.OUTPUT_DIR)
+        return results
+
+
+def _recipe_hooks(cfg: CfgNode, seed: int) -> list[HookBase]:
+    recipe = [hooks.SeedEachIteration(seed)]
+    if cfg.MODEL.VIT.FROZEN_BLOCKS and cfg.MODEL.BACKBONE.NAME == "build_soma_vit_backbone":
+        blocks = "|".join(f"blocks\\.{index}" for index in range(cfg.MODEL.VIT.FROZEN_BLOCKS))
+        recipe.append(hooks.LayerFreezing([rf"backbone\.vit\.model\.(patch_embed|{blocks})"]))
+    if cfg.SOLVER.FREEZING.MODULES:
+        recipe.append(hooks.LayerFreezing(cfg.SOLVER.FREEZING.MODULES, cfg.SOLVER.FREEZING.UNTIL))
+    if cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
+        recipe.append(hooks.GradientClipping(cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE, cfg.SOLVER.CLIP_GRADIENTS.NORM_TYPE))
+    if cfg.SOLVER.WEIGHT_DECAY_ANNEALING.ENABLED:
+        recipe.append(hooks.WeightDecayAnnealing(cfg.SOLVER.WEIGHT_DECAY_ANNEALING.FINAL))
+    return recipe
+
+
+def _train_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """Run the model's training forward pass under autocast to this dtype.
+
+    Detectron2 0.4 knows fp16 only; inside its own autocast, this inner one decides.
+    """
+    forward: Callable = model.forward
+
+    def autocast_forward(*args, **kwargs):
+        with torch.autocast("cuda", dtype=dtype, enabled=model.training):
+            return forward(*args, **kwargs)
+
+    model.forward = autocast_forward
+
+
+def load_model(cfg: CfgNode) -> nn.Module:
+    """The config's model with the checkpoint MODEL.WEIGHTS, in evaluation mode.
+
+    Raises:
+        ValueError: MODEL.WEIGHTS is empty, or of another kind of model.
+    """
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError("MODEL.WEIGHTS is empty: name a checkpoint, such as output/model_final.pth.")
+    model = Trainer.build_model(cfg)
+    AtomicCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    return model.eval()

@@ -1,0 +1,101 @@
+"""Draws the scores of all splits as a bar chart."""
+
+import math
+import os
+from collections.abc import Mapping
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+SOURCE_COLOR, UNSEEN_COLOR, MEAN_COLOR = "#8a94a6", "#0072b2", "#d55e00"
+TEXT_COLOR, GRID_COLOR = "#2b2f36", "#e3e6ea"
+
+
+def draw_domain_chart(
+    scores: Mapping[str, float], source: str | None, path: str | os.PathLike, metric: str = "VOC AP50"
+) -> None:
+    """Save one bar per split, the source's in another color, and a line at the mean of the others.
+
+    Args:
+        scores: label -> score, 0 to 100; NaN draws no bar.
+        source: the label of the source split, or None.
+        path: image file, its format given by the suffix; overwritten.
+        metric: what the scores are; written at the axis.
+    """
+    # Figure and canvas are used directly, because pyplot would keep every figure alive and change the caller's backend.
+    figure = Figure(figsize=(max(4.8, 1.6 + 1.15 * len(scores)), 3.9), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    labels = sorted(scores, key=lambda label: label != source)  # the source first, the others in their order
+    _draw_bars(axes, [scores[label] for label in labels], [label == source for label in labels])
+    unseen = [i for i, label in enumerate(labels) if label != source and not math.isnan(scores[label])]
+    mean = sum(scores[labels[i]] for i in unseen) / len(unseen) if unseen else None
+    if len(unseen) > 1:
+        axes.hlines(mean, unseen[0] - 0.42, len(labels) - 0.58, color=MEAN_COLOR, linewidth=1.6, linestyle=(0, (4, 2)))
+    axes.set_xticks(range(len(labels)), [_wrap(label) for label in labels])
+    margin = max(0.6, (4 - len(labels)) / 2)  # keeps the only bar of a single split from filling the chart
+    axes.set_xlim(-margin, len(labels) - 1 + margin)
+    _style(axes, metric, max([s for s in scores.values() if not math.isnan(s)], default=0.0))
+    _add_legend(figure, source in scores, mean if len(unseen) > 1 else None, bool(unseen))
+    figure.savefig(path, metadata={"Software": None})
+
+
+def _draw_bars(axes: Axes, values: list[float], is_source: list[bool]) -> None:
+    colors = [SOURCE_COLOR if flag else UNSEEN_COLOR for flag in is_source]
+    heights = [0.0 if math.isnan(v) else v for v in values]
+    axes.bar(range(len(values)), heights, width=0.62, color=colors, zorder=2)
+    for i, value in enumerate(values):
+        text = "no boxes" if math.isnan(value) else f"{value:.1f}"
+        # A white edge keeps the number readable where the line of the mean runs through it.
+        axes.annotate(
+            text,
+            (i, heights[i]),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            color=TEXT_COLOR,
+            fontsize=10,
+            fontweight="bold",
+            zorder=4,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+        )
+
+
+def _style(axes: Axes, metric: str, highest: float) -> None:
+    axes.set_ylim(0, min(108, max(10, 1.18 * highest)))
+    axes.set_ylabel(metric, color=TEXT_COLOR, fontsize=10)
+    axes.yaxis.grid(True, color=GRID_COLOR, linewidth=0.8, zorder=0)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, colors=TEXT_COLOR, labelsize=9.5)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(TEXT_COLOR)
+
+
+def _add_legend(figure: Figure, has_source: bool, mean: float | None, has_unseen: bool) -> None:
+    handles = [Patch(color=SOURCE_COLOR, label="source (seen in training)")] if has_source else []
+    if has_unseen:
+        handles.append(Patch(color=UNSEEN_COLOR, label="unseen"))
+    if mean is not None:
+        line = Line2D(
+            [], [], color=MEAN_COLOR, linewidth=1.6, linestyle=(0, (4, 2)), label=f"mean of unseen: {mean:.1f}"
+        )
+        handles.append(line)
+    figure.legend(
+        handles=handles,
+        loc="outside upper center",
+        ncols=len(handles),
+        frameon=False,
+        fontsize=9.5,
+        labelcolor=TEXT_COLOR,
+        handlelength=1.6,
+        columnspacing=1.6,
+    )
+
+
+def _wrap(label: str) -> str:
+    return label.replace(" ", "\n") if len(label) > 8 else label

@@ -1,0 +1,124 @@
+"""A timm Vision Transformer as a source of stride-16 feature maps."""
+
+import logging
+import os
+from typing import Sequence
+
+import timm
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+
+class TimmViT(nn.Module):
+    """The blocks of a timm ViT, giving one feature map for each of some blocks.
+
+    Attributes:
+        model: the timm model; its Transformer blocks are ``model.blocks``.
+        embed_dim: channels of the feature maps.
+        patch_size: their stride, pixels.
+    """
+
+    def __init__(self, model: nn.Module, out_blocks: Sequence[int]):
+        super().__init__()
+        depth = len(model.blocks)
+        absent = [block for block in out_blocks if not -depth <= block < depth]
+        if absent or not out_blocks:
+            raise ValueError(f"MODEL.VIT.OUT_BLOCKS {list(out_blocks)}: this ViT has blocks 0..{depth - 1}.")
+        self.model = model
+        self.out_blocks = [block % depth for block in out_blocks]
+        self.embed_dim = model.embed_dim
+        self.patch_size = model.patch_embed.patch_size[0]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(N, 3, H, W) with H and W multiples of the patch size -> a (N, C, H / patch, W / patch) for each block.
+
+        No block below the first trainable parameter takes part in the backward pass, since neither the pictures nor
+        anything before it requires a gradient; nor is a block after the last one asked for computed at all.
+        """
+        return self.model.forward_intermediates(
+            x, indices=self.out_blocks, stop_early=True, output_fmt="NCHW", intermediates_only=True
+        )
+
+
+def create_timm_vit(
+    name: str,
+    weights: str,
+    patch_size: int,
+    img_size: Sequence[int],
+    drop_path: float = 0.0,
+) -> nn.Module:
+    """A timm ViT without classifier, its pretrained patch and position embeddings resampled.
+
+    Args:
+        name: a model of timm, with or without a pretrained tag.
+        weights: "" for random ones, "timm" for timm's hub, or a file (.safetensors, .pth) of this model.
+        patch_size: pixels.
+        img_size: (H, W), pixels. Other sizes work too; position embeddings are then resampled at every call.
+        drop_path: stochastic depth rate of the last block.
+
+    Raises:
+        ValueError: timm has no such model, or it is not a ViT, or the sizes do not fit.
+        FileNotFoundError: the file of weights does not exist.
+        RuntimeError: the weights cannot be had or do not fit.
+    """
+    if weights not in ("", "timm") and not os.path.isfile(weights):
+        raise FileNotFoundError(
+            f"MODEL.VIT.WEIGHTS names {weights!r}, which is no file. Give a .safetensors or .pth file of {name}, "
+            "'timm' to download it, or '' for random weights."
+        )
+    if any(size % patch_size for size in img_size):
+        raise ValueError(f"MODEL.VIT.IMG_SIZE {list(img_size)} has to be a multiple of PATCH_SIZE {patch_size}.")
+    _check_name(name)
+    options = dict(num_classes=0, patch_size=patch_size, img_size=tuple(img_size), dynamic_img_size=True)
+    if weights not in ("", "timm"):
+        options["pretrained_cfg_overlay"] = dict(file=weights)
+    try:
+        model = timm.create_model(name, pretrained=bool(weights), drop_path_rate=drop_path, **options)
+    except Exception as error:  # timm, huggingface_hub and torch each raise their own kinds
+        if not weights:
+            raise ValueError(f"timm cannot build {name} as a ViT at patch {patch_size}, {img_size}: {error}") from error
+        raise RuntimeError(_weights_remedy(name, weights, error)) from error
+    if not hasattr(model, "blocks") or not hasattr(model, "forward_intermediates"):
+        raise ValueError(f"{name} is not a ViT with .blocks: choose one of timm.list_models('vit_*').")
+    logger.info("%s: %d blocks, %s", name, len(model.blocks), f"weights from {weights}" if weights else "random weights")
+    return model
+
+
+def _check_name(name: str) -> None:
+    architecture = name.split(".")[0]
+    if not timm.is_model(architecture):
+        near = timm.list_models(f"*{architecture.split('_patch')[0]}*")[:8]
+        raise ValueError(f"timm {timm.__version__} has no model {name!r}. Similar ones: {near}.")
+
+
+def _weights_remedy(name: str, weights: str, error: Exception) -> str:
+    if weights == "timm":
+        return (
+            f"The pretrained weights of {name} could not be loaded from timm's hub ({type(error).__name__}: {error}). "
+            "Without access to it, download them elsewhere and set MODEL.VIT.WEIGHTS to the .safetensors or .pth file."
+        )
+    return f"{weights} does not hold the weights of {name}: {error}"
+
+
+def freeze_leading_blocks(vit: nn.Module, count: int) -> None:
+    """Freeze the embeddings and the first ``count`` blocks of a timm ViT; with 0 nothing is frozen.
+
+    Raises:
+        ValueError: there are not that many blocks.
+    """
+    depth = len(vit.blocks)
+    if not 0 <= count <= depth:
+        raise ValueError(f"MODEL.VIT.FROZEN_BLOCKS is {count}, outside 0..{depth}, the number of blocks of this ViT.")
+    if count == 0:
+        return
+    blocks = set(map(id, vit.blocks[count:].parameters()))
+    for parameter in vit.parameters():
+        if id(parameter) not in blocks:
+            parameter.requires_grad_(False)
+
+
+def count_parameters(module: nn.Module, trainable: bool = False) -> int:
+    """Number of scalars in the parameters of a module, or in the trainable ones only."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
+

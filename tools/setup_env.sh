@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Makes the environment in the folder $1, with pinned versions. Can be run again after an interruption.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+env_dir=$1
+base=${BASE_PYTHON:-python3}
+step() { printf '==> %s\n' "$*"; }
+
+version=$("$base" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+case "$version" in
+    3.10 | 3.11 | 3.12) ;;
+    *)
+        echo "Python 3.10, 3.11 or 3.12 is needed; $base is $version. Name another: make $* BASE_PYTHON=python3.11" >&2
+        exit 1
+        ;;
+esac
+
+step "[1/4] Environment in $env_dir (Python $version)"
+[ -x "$env_dir/bin/python" ] && "$env_dir/bin/python" -m pip --version >/dev/null 2>&1 || "$base" -m venv --clear "$env_dir"
+python=$env_dir/bin/python
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+
+step "[2/4] torch and the other packages (the first time some GB and a few minutes)"
+"$python" -m pip install --quiet --progress-bar on -r requirements/pinned.txt
+
+step "[3/4] Detectron2 (Python sources only; no compiler needed)"
+if ! "$python" -c 'import soma_det, detectron2.engine' 2>/dev/null; then
+    "$python" -m pip install --quiet --upgrade --no-deps --only-binary=:all: --platform win_amd64 --python-version 37 \
+        --implementation cp --abi cp37m --require-hashes -r requirements/detectron2.txt \
+        --target "$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+fi
+
+step "[4/4] soma_det itself"
+"$python" -m pip install --quiet --no-deps --no-build-isolation -e .
+"$python" -c 'import soma_det, detectron2.engine; print("Ready: soma_det", soma_det.__version__)'

@@ -1,0 +1,85 @@
+#!/usr/bin/env python
+"""Train and evaluate a detector: see --help, or run
+
+    python tools/train_net.py --config-file configs/demo.yaml
+"""
+
+import os
+
+import soma_det  # noqa: F401  (first: makes Detectron2 importable without its compiled extension)
+from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from soma_det.config import setup_cfg
+from soma_det.data import register_from_config
+from soma_det.engine import Trainer, load_model
+from soma_det.engine.distributed import init_torchrun_process_group, started_by_torchrun
+from soma_det.engine.output_dir import check_output_dir
+
+EXAMPLES = """
+Train, then evaluate every split of the config:
+    python tools/train_net.py --config-file configs/demo.yaml
+
+Go on after an interruption:
+    python tools/train_net.py --config-file configs/demo.yaml --resume
+
+Evaluate a checkpoint:
+    python tools/train_net.py --config-file configs/demo.yaml --eval-only MODEL.WEIGHTS output/demo/model_final.pth
+
+Change settings, on 8 GPUs:
+    python tools/train_net.py --config-file configs/diverse_weather/faster_rcnn_dinov2_b.yaml --num-gpus 8 \\
+        SOLVER.IMS_PER_BATCH 16 OUTPUT_DIR output/b16
+
+Several processes without GPUs:
+    torchrun --nproc-per-node 2 tools/train_net.py --config-file configs/demo.yaml
+
+The keys are listed in soma_det/config.py and in the README; all of Detectron2's own work too.
+"""
+
+
+def setup(args):
+    """The config of the command line, its output folder and its data sets, ready to use."""
+    cfg = setup_cfg(args.config_file, args.opts)
+    if not args.eval_only:
+        check_output_dir(cfg, args.resume)
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="soma_det", abbrev_name="soma")
+    register_from_config(cfg)
+    return cfg
+
+
+def main(args):
+    """Train or evaluate, in each process of this run."""
+    if started_by_torchrun():
+        init_torchrun_process_group(setup_cfg(args.config_file, args.opts).MODEL.DEVICE)
+    cfg = setup(args)
+    if args.eval_only:
+        return Trainer.test(cfg, load_model(cfg))
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+def parse_args(argv=None):
+    """Detectron2's arguments; a config file is required."""
+    parser = default_argument_parser(epilog="Examples:\n" + EXAMPLES)
+    parser.description = "Train a detector on its source domain and evaluate it in every weather."
+    args = parser.parse_args(argv)
+    if not args.config_file:
+        parser.error("--config-file is required, for example --config-file configs/demo.yaml")
+    if not os.path.isfile(args.config_file):
+        parser.error(f"there is no config file {args.config_file}")
+    return args
+
+
+if __name__ == "__main__":
+    args = parse_args()
+    launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
