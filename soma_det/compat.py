@@ -124,5 +124,10 @@ def _alias_pillow_filters() -> None:
 
 def _silence_deprecations() -> None:
     # Detectron2's own use of torch, once per run each; nothing that a user could act on.
-    for message in (r"`torch\.jit\.script` is deprecated", r"torch\.meshgrid: in an upcoming release"):
+    messages = (
+        r"`torch\.jit\.script` is deprecated",
+        r"torch\.meshgrid: in an upcoming release",
+        r"Creating a tensor from a list of numpy\.ndarrays",
+    )
+    for message in messages:
         warnings.filterwarnings("ignore", message=message)

@@ -103,15 +103,20 @@ class SomaLinear(nn.Linear):
         linear: nn.Linear,
         rank: int,
         parts: int = 1,
-        components: str = "minor",
+        components: str | None = "minor",
         generator: torch.Generator | None = None,
     ):
+        """Decompose ``linear``; with ``components`` None leave A and B at zero, for a checkpoint to fill them."""
         nn.Module.__init__(self)  # nn.Linear's would register a parameter named weight
         if linear.out_features % parts:
             raise ValueError(f"{linear.out_features} output features do not divide into {parts} stacked weights.")
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.rank, self.parts, self.components = rank, parts, components
-        split = [split_components(part, rank, components, generator) for part in linear.weight.chunk(parts)]
+        weights = linear.weight.chunk(parts)
+        if components is None:
+            split = [_undecomposed(weight, rank) for weight in weights]
+        else:
+            split = [split_components(weight, rank, components, generator) for weight in weights]
         residuals, a, b = zip(*split)
         self.residual = nn.Parameter(torch.cat(residuals), requires_grad=False)
         self.a = nn.Parameter(torch.stack(a))
@@ -137,6 +142,10 @@ class SomaLinear(nn.Linear):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rank={self.rank}, parts={self.parts}, components={self.components}"
+
+
+def _undecomposed(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    return weight.detach(), weight.new_zeros(rank, weight.shape[1]), weight.new_zeros(weight.shape[0], rank)
 
 
 def compose(residual: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -185,6 +194,7 @@ def inject_soma(
     targets: Sequence[str] = ATTENTION_AND_MLP,
     components: str = "minor",
     seed: int = 0,
+    decompose: bool = True,
 ) -> list[str]:
     """Replace linear layers of a pretrained ViT by :class:`SomaLinear`, in place; its outputs stay the same.
 
@@ -193,6 +203,7 @@ def inject_soma(
         rank, components: see :func:`split_components`.
         blocks, targets: see :func:`~soma_det.adapters.selection.select_linears`.
         seed: of the choice of components where they are random.
+        decompose: False spares the decomposition where a checkpoint of an adapted model will be loaded next.
 
     Returns:
         The names of the adapted layers.
@@ -209,7 +220,8 @@ def inject_soma(
     generator = torch.Generator().manual_seed(seed)
     for name in tqdm(names, desc="Decomposing weights", unit="layer", delay=3, leave=False):
         linear = vit.get_submodule(name)
-        replace_module(vit, name, SomaLinear(linear, rank, stacked_parts(name), components, generator))
+        layer = SomaLinear(linear, rank, stacked_parts(name), components if decompose else None, generator)
+        replace_module(vit, name, layer)
     logger.info("SoMA: rank %d, %s components of %d layers in %d blocks", rank, components, len(names), len(set(blocks)))
     return names
 

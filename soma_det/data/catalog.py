@@ -7,16 +7,23 @@ import difflib
 import functools
 import json
 import os
+import pickle
 from pathlib import Path
-from typing import Callable, Sequence
+from typing import Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json, register_coco_instances
+from detectron2.data.datasets import register_coco_instances
 
-from .diverse_weather import REMEDY, find_domain_folder, find_list, load_voc_domain
+from .diverse_weather import DEVKIT, find_domain_folder, find_list, load_voc_domain
 
 SPLITS = ("train", "test")  # registered in any case, so that a missing list is reported when it is asked for
+
+COCO_KEYS = {
+    "images": ("id", "file_name", "height", "width"),
+    "categories": ("id", "name"),
+    "annotations": ("id", "image_id", "category_id", "bbox"),
+}
 
 _registered: dict[str, tuple] = {}  # name: what this module registered under it
 
@@ -33,7 +40,9 @@ def register_from_config(cfg: CfgNode) -> None:
     names = register_weather_datasets(weather.PREFIX, weather_root(weather.ROOT), weather.DOMAINS, weather.CLASSES)
     for entry in cfg.DATASETS.COCO_JSON:
         if not isinstance(entry, (list, tuple)) or len(entry) != 3:
-            raise ValueError(f"DATASETS.COCO_JSON has the entry {entry!r}: write [name, json file, folder of pictures].")
+            raise ValueError(
+                f"DATASETS.COCO_JSON has the entry {entry!r}: write [name, json file, folder of pictures]."
+            )
         register_coco_json(*entry)
         names.append(entry[0])
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
@@ -91,7 +100,9 @@ def register_coco_json(name: str, json_file: str, image_root: str) -> None:
     """
     for path, exists in ((json_file, os.path.isfile), (image_root, os.path.isdir)):
         if not exists(path):
-            raise FileNotFoundError(f"Data set {name!r}: {os.path.abspath(path)} does not exist. See DATASETS.COCO_JSON.")
+            raise FileNotFoundError(
+                f"Data set {name!r}: {os.path.abspath(path)} does not exist. See DATASETS.COCO_JSON."
+            )
     if not _make_room(name, (json_file, image_root, os.stat(json_file).st_mtime_ns)):
         return
     classes = _read_coco_classes(name, json_file)
@@ -110,19 +121,20 @@ def check_data_exists(names: Sequence[str]) -> None:
             find_list(root, domain, split)
 
 
-@functools.lru_cache(maxsize=None)
-def _load_weather_once(root: str, domain: str, split: str, classes: tuple[str, ...]) -> tuple[dict, ...]:
-    # Detectron2 asks for a data set each time it builds a loader or an evaluator.
-    return tuple(load_voc_domain(root, domain, split, classes))
-
-
 def _load_weather(*source) -> list[dict]:
-    return list(_load_weather_once(*source))
+    return pickle.loads(_load_weather_once(*source))
+
+
+@functools.lru_cache(maxsize=None)
+def _load_weather_once(root: str, domain: str, split: str, classes: tuple[str, ...]) -> bytes:
+    # Detectron2 asks for a data set each time it builds a loader or an evaluator. Kept as bytes, the records take a
+    # fraction of the memory, forked loader workers do not copy them page by page, and every caller gets its own.
+    return pickle.dumps(load_voc_domain(root, domain, split, classes), protocol=-1)
 
 
 def _splits_on_disk(root: str, domain: str) -> list[str]:
     try:
-        main = find_domain_folder(root, domain) / "VOC2007" / "ImageSets" / "Main"
+        main = find_domain_folder(root, domain) / DEVKIT / "ImageSets" / "Main"
     except FileNotFoundError:  # reported, with a remedy, when the data set is asked for
         return []
     return sorted(path.stem for path in main.glob("*.txt"))
@@ -145,13 +157,48 @@ def _read_coco_classes(name: str, json_file: str) -> list[str]:
     """The class names by rising category id, as Detectron2's load_coco_json numbers them."""
     try:
         content = json.loads(Path(json_file).read_text(encoding="utf-8"))
+        fault = _find_coco_fault(content)
     except ValueError as error:  # also what is no UTF-8
-        raise ValueError(f"Data set {name!r}: {json_file} is no valid json: {error}") from error
-    missing = [key for key in ("images", "annotations", "categories") if not _is_filled_list(content, key)]
-    if missing:
-        raise ValueError(f"Data set {name!r}: {json_file} has no (or an empty) list {', '.join(missing)}: no COCO json.")
-    categories = {category["id"]: category["name"] for category in content["categories"]}
-    strangers = {annotation["category_id"] for annotation in content["annotations"]} - set(categories)
-    if strangers:
-        raise ValueError(f"Data set {name!r}: {json_file} has boxes of categories {sorted(strangers)} that it never names.")
-    return [categories[key] for key in sorted(categories)]
+        fault = f"no valid json: {error}"
+    if fault:
+        raise ValueError(f"Data set {name!r}: {json_file} is not in COCO's format: {fault}.")
+    return [category["name"] for category in sorted(content["categories"], key=lambda category: category["id"])]
+
+
+def _find_coco_fault(content) -> str:
+    """What load_coco_json would stumble over, in words; empty if nothing."""
+    for part, keys in COCO_KEYS.items():
+        entries = content.get(part) if isinstance(content, dict) else None
+        if not isinstance(entries, list) or not (entries or part == "annotations"):
+            return f"it needs a list {part!r}"
+        for index, entry in enumerate(entries):
+            if not isinstance(entry, dict) or any(key not in entry for key in keys):
+                return f"{part}[{index}] needs the keys {', '.join(keys)}"
+        if len({entry["id"] for entry in entries}) < len(entries):
+            return f"some id occurs twice in {part!r}"
+    known = {category["id"] for category in content["categories"]}
+    unknown = {annotation["category_id"] for annotation in content["annotations"]} - known
+    return f"it has boxes of the categories {sorted(unknown)}, which it does not list" if unknown else ""
+
+
+def _check_registered(name: str, names: Sequence[str]) -> None:
+    if name in DatasetCatalog:
+        return
+    near = difflib.get_close_matches(name, list(DatasetCatalog), n=1)
+    raise ValueError(
+        f"DATASETS.TRAIN or DATASETS.TEST names {name!r}, which is not registered."
+        + (f" Did you mean {near[0]!r}?" if near else "")
+        + f" From this config: {', '.join(sorted(names))}. Names are <PREFIX>_<domain>_<list> of DATASETS.WEATHER, or "
+        "those of DATASETS.COCO_JSON."
+    )
+
+
+def _check_classes(name: str, cfg: CfgNode) -> None:
+    head = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
+    number = cfg.MODEL[head].NUM_CLASSES
+    classes = MetadataCatalog.get(name).get("thing_classes") or []  # unknown for data sets registered elsewhere
+    if classes and len(classes) != number:
+        raise ValueError(
+            f"MODEL.{head}.NUM_CLASSES is {number}, but data set {name!r} has {len(classes)} classes: "
+            f"{', '.join(classes)}. Set NUM_CLASSES to {len(classes)}, or change the data set's classes."
+        )

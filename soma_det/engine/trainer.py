@@ -1,5 +1,6 @@
 """Detectron2's DefaultTrainer with the SoMA recipe, weather evaluation and exact resume."""
 
+import datetime
 import logging
 import os
 import weakref
@@ -14,6 +15,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.optim import Optimizer
 
+import soma_det
 from soma_det.compat import allow_ddp_on_cpu
 from soma_det.data.loader import build_test_loader, build_train_loader
 from soma_det.engine import hooks
@@ -95,12 +97,25 @@ class Trainer(DefaultTrainer):
             {data set: {"bbox": COCO metrics, "voc": VOC AP50, ...}}; empty on all but the main process.
         """
         results = super().test(cfg, model, evaluators)
+        if not comm.is_main_process() or not cfg.DATASETS.TEST:
+            return OrderedDict()
         if len(cfg.DATASETS.TEST) == 1:  # Detectron2 drops the name of a lone test set
             results = OrderedDict({cfg.DATASETS.TEST[0]: results})
-        if not comm.is_main_process():
-            return OrderedDict()
-        report(results, cfg.DATASETS.SOURCE_TEST, cfg.OUTPUT_DIR)
+        report(results, cfg.DATASETS.SOURCE_TEST, cfg.OUTPUT_DIR, _describe_run(cfg))
         return results
+
+
+def _describe_run(cfg: CfgNode) -> dict[str, str | int]:
+    return {
+        "date": datetime.datetime.now().isoformat(timespec="seconds"),
+        "vit": cfg.MODEL.VIT.NAME,
+        "adapter": cfg.MODEL.ADAPTER.NAME,
+        "training sets": ", ".join(cfg.DATASETS.TRAIN),
+        "weights": cfg.MODEL.WEIGHTS or f"trained in this run, {cfg.SOLVER.MAX_ITER} iterations",
+        "seed": cfg.SEED,
+        "soma_det": soma_det.__version__,
+        "torch": torch.__version__,
+    }
 
 
 def _recipe_hooks(cfg: CfgNode, seed: int) -> list[HookBase]:

@@ -9,7 +9,7 @@ from collections.abc import Hashable
 from pathlib import Path
 
 import numpy as np
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
@@ -183,6 +183,7 @@ def save_predictions(
 
 def dataset_category_ids(dataset_name: str) -> dict[int, int]:
     """Class number -> category id in COCO files of this data set."""
+    DatasetCatalog.get(dataset_name)  # a COCO json file tells its ids when it is read
     metadata = MetadataCatalog.get(dataset_name)
     mapping = metadata.get("thing_dataset_id_to_contiguous_id")
     if mapping is None:

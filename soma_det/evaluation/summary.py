@@ -6,6 +6,7 @@ score over the unseen splits, and the relative performance under shift, which is
 """
 
 import json
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,8 @@ from soma_det.evaluation.files import atomic_path, write_text
 RESULTS_FILE, TABLES_FILE, CHART_FILE = "results.json", "results.md", "results.png"
 COCO_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 TIMES_OF_DAY = ("daytime", "night", "dusk", "dawn")
+
+logger = logging.getLogger(__name__)
 
 NOTES = """\
 - VOC AP50: mean over classes of PASCAL VOC 2007's 11-point average precision at IoU 0.5, the benchmark's mAP. The other
@@ -134,6 +137,18 @@ def write_results(
     with atomic_path(folder / CHART_FILE) as temporary:
         scores = {label: summary.results[name]["voc"]["AP50"] for name, label in split_labels(summary).items()}
         draw_domain_chart(scores, split_labels(summary).get(source), temporary)
+    return summary
+
+
+def report(
+    results: Mapping[str, Mapping],
+    source: str,
+    output_dir: str | os.PathLike,
+    metadata: Mapping[str, str | int | float] | None = None,
+) -> WeatherSummary:
+    """Write the result files, as :func:`write_results`, and log the tables and where the files are."""
+    summary = write_results(output_dir, results, source, metadata)
+    logger.info(f"Results, also in {Path(output_dir) / TABLES_FILE}:\n{format_table(summary)}")
     return summary
 
 

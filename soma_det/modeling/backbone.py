@@ -67,7 +67,15 @@ def _adapt(vit: nn.Module, cfg: CfgNode) -> None:
         raise ValueError(f"MODEL.ADAPTER.BLOCKS {list(blocks)} reaches into the {frozen} MODEL.VIT.FROZEN_BLOCKS.")
     if not cfg.MODEL.VIT.WEIGHTS and not cfg.MODEL.WEIGHTS:
         logger.warning("SoMA on random weights: there is nothing pretrained to preserve. Set MODEL.VIT.WEIGHTS.")
-    names = inject_soma(vit, adapter.RANK, blocks, adapter.TARGETS, adapter.COMPONENTS, seed=max(cfg.SEED, 0))
+    names = inject_soma(
+        vit,
+        adapter.RANK,
+        blocks,
+        adapter.TARGETS,
+        adapter.COMPONENTS,
+        seed=max(cfg.SEED, 0),
+        decompose=not cfg.MODEL.WEIGHTS,
+    )
     vit.requires_grad_(False)
     for name in names:
         layer = vit.get_submodule(name)

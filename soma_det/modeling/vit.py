@@ -5,7 +5,10 @@ import os
 from typing import Sequence
 
 import timm
+import torch
 from torch import Tensor, nn
+
+TWIN_SEED = 20_412_077  # of no meaning, and used for nothing else
 
 logger = logging.getLogger(__name__)
 
@@ -70,18 +73,40 @@ def create_timm_vit(
     if any(size % patch_size for size in img_size):
         raise ValueError(f"MODEL.VIT.IMG_SIZE {list(img_size)} has to be a multiple of PATCH_SIZE {patch_size}.")
     _check_name(name)
-    options = dict(num_classes=0, patch_size=patch_size, img_size=tuple(img_size), dynamic_img_size=True)
-    if weights not in ("", "timm"):
-        options["pretrained_cfg_overlay"] = dict(file=weights)
-    try:
-        model = timm.create_model(name, pretrained=bool(weights), drop_path_rate=drop_path, **options)
-    except Exception as error:  # timm, huggingface_hub and torch each raise their own kinds
-        if not weights:
-            raise ValueError(f"timm cannot build {name} as a ViT at patch {patch_size}, {img_size}: {error}") from error
-        raise RuntimeError(_weights_remedy(name, weights, error)) from error
+    model = _create(name, weights, patch_size=patch_size, img_size=tuple(img_size), drop_path_rate=drop_path)
     if not hasattr(model, "blocks") or not hasattr(model, "forward_intermediates"):
         raise ValueError(f"{name} is not a ViT with .blocks: choose one of timm.list_models('vit_*').")
     logger.info("%s: %d blocks, %s", name, len(model.blocks), f"weights from {weights}" if weights else "random weights")
+    return model
+
+
+def _create(name: str, weights: str, **options) -> nn.Module:
+    options.update(num_classes=0, dynamic_img_size=True)
+    try:
+        model = timm.create_model(name, **options)
+    except Exception as error:  # timm raises whatever its constructors raise
+        raise ValueError(f"timm cannot build {name} as a ViT with {options}: {error}") from error
+    if not weights:
+        return model
+    if weights != "timm":
+        options["pretrained_cfg_overlay"] = dict(file=weights)
+    try:
+        return _create_pretrained(name, options)
+    except Exception as error:  # timm, huggingface_hub and torch each raise their own kinds
+        raise RuntimeError(_weights_remedy(name, weights, error)) from error
+
+
+def _create_pretrained(name: str, options: dict) -> nn.Module:
+    """timm leaves at random what a file lacks, without a word; such weights are those of an untrained twin."""
+    twins = []
+    for pretrained in (False, True):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(TWIN_SEED)
+            twins.append(timm.create_model(name, pretrained=pretrained, **options))
+    untrained, model = dict(twins[0].named_parameters()), twins[1]
+    left = [n for n, p in model.named_parameters() if p.ndim > 1 and p.std() > 0 and torch.equal(p, untrained[n])]
+    if left:
+        raise ValueError(f"{len(left)} weights are not in it, such as {left[:3]}")
     return model
 
 

@@ -1,0 +1,142 @@
+"""One driving scene: picture, depth, boxes, lights and road, as a pure function of the seed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from soma_det.data.synthdrive import finish
+from soma_det.data.synthdrive.camera import Camera
+from soma_det.data.synthdrive.canvas import ROAD, SUPERSAMPLING, Canvas, Daylight, Light
+from soma_det.data.synthdrive.ordering import painting_order
+from soma_det.data.synthdrive.sky import paint_sky, paint_skyline
+from soma_det.data.synthdrive.street import RoadPainter, Street, random_street
+from soma_det.data.synthdrive.surroundings import Surroundings, Thing
+from soma_det.data.synthdrive.traffic import Actor, populate
+
+MIN_OBJECTS = 3
+MIN_VISIBLE = 0.25  # of a road user's own pixels, and of its box; below, it is not annotated
+MIN_SIZE = (4.0, 7.0)  # width and height in pixels at 270 rows
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What the camera saw on a clear day, and the truth about it.
+
+    image is (H, W, 3) uint8 RGB; depth (H, W) float32 meters along the optical axis, inf for the sky; boxes (M, 4) XYXY in
+    float pixels around what is visible; labels (M,) indices into CLASSES; road (H, W) bool.
+    """
+
+    image: np.ndarray
+    depth: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    lights: list[Light]
+    road: np.ndarray
+
+
+def render_scene(seed: int | Sequence[int], height: int = 270, width: int = 480) -> Scene:
+    """Render the clear-day scene of this seed; streets that show fewer than three objects are drawn again."""
+    if height < 64 or width < 64:
+        raise ValueError(f"A scene needs at least 64 x 64 pixels, not {width} x {height}: choose a larger size.")
+    entropy = [seed] if isinstance(seed, int) else list(seed)
+    for attempt in range(8):
+        scene = _render(np.random.default_rng([*entropy, attempt]), height, width)
+        if len(scene.labels) >= MIN_OBJECTS:
+            break
+    return scene
+
+
+def _render(rng: np.random.Generator, height: int, width: int) -> Scene:
+    street = random_street(rng)
+    actors = populate(street, rng, int(rng.integers(4, 11)))
+    things = Surroundings(street, rng).build()
+    canvas = Canvas(_random_camera(rng, height, width), _random_daylight(rng))
+    _paint_background(canvas, street, rng)
+    idents, painted = _paint_things(canvas, actors, things)
+    boxes, labels = _annotate(canvas, actors, idents, painted)
+    depth = canvas.depth()
+    image = finish.finish(canvas, depth, actors, things, rng)
+    return Scene(image, depth, boxes, labels, canvas.visible_lights(), canvas.ids() == ROAD)
+
+
+def _random_camera(rng: np.random.Generator, height: int, width: int) -> Camera:
+    return Camera(
+        focal=width * float(rng.uniform(0.82, 1.15)),
+        center_x=width * (0.5 + float(rng.normal(0.0, 0.03))),
+        horizon=height * float(np.clip(rng.normal(0.46, 0.04), 0.36, 0.56)),
+        height=float(rng.uniform(1.25, 2.0)),
+        image_height=height,
+        image_width=width,
+    )
+
+
+def _random_daylight(rng: np.random.Generator) -> Daylight:
+    """Sun at 20 to 65 degrees; one day in four is overcast; warm or cool white."""
+    azimuth, elevation = float(rng.uniform(-np.pi, np.pi)), float(rng.uniform(0.35, 1.15))
+    overcast = rng.random() < 0.25
+    strength = float(rng.uniform(0.02, 0.10) if overcast else rng.uniform(0.30, 0.50))
+    warmth = float(rng.normal(0.0 if overcast else 0.02, 0.025))
+    sun = np.array([np.cos(elevation) * np.sin(azimuth), np.sin(elevation), np.cos(elevation) * np.cos(azimuth)])
+    return Daylight(sun, strength, float(rng.uniform(0.74, 0.86)), np.array([1.0 + warmth, 1.0, 1.0 - warmth]))
+
+
+def _paint_background(canvas: Canvas, street: Street, rng: np.random.Generator) -> None:
+    overcast = canvas.daylight.strength < 0.2
+    clouds = float(rng.uniform(0.75, 1.0)) if overcast else float(rng.uniform(0.0, 0.7))
+    zenith = (150, 168, 190) if overcast else (float(rng.uniform(70, 112)), float(rng.uniform(132, 164)), float(rng.uniform(204, 226)))
+    horizon = (208, 214, 220) if overcast else (float(rng.uniform(196, 222)), float(rng.uniform(212, 226)), float(rng.uniform(224, 238)))
+    paint_sky(canvas, rng, clouds, zenith, horizon)
+    paint_skyline(canvas, rng, street.kind)
+    RoadPainter(canvas, street, rng).paint()
+
+
+def _paint_things(canvas: Canvas, actors: list[Actor], things: list[Thing]) -> tuple[list[tuple[int, ...]], dict[int, int]]:
+    """Paint all, far to near; ids of each actor, and the number of pixels that each id had when it was painted."""
+    bounds = np.stack([thing.bounds for thing in things] + [actor.bounds() for actor in actors])
+    idents: list[tuple[int, ...]] = [()] * len(actors)
+    painted: dict[int, int] = {}
+    for index in painting_order(bounds):
+        if index < len(things):
+            things[index].paint(canvas)
+            continue
+        actor = actors[index - len(things)]
+        own = tuple(canvas.new_id(depth=max(1.0, actor.place.z)) for _ in actor.labels)
+        idents[index - len(things)] = own
+        actor.paint(canvas, own)
+        painted.update((ident, int(np.count_nonzero(canvas.pixels[..., 3] == ident))) for ident in own)
+    return idents, painted
+
+
+def _annotate(canvas: Canvas, actors: list[Actor], idents: list[tuple[int, ...]], painted: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (M, 4) around visible pixels and labels (M,) of all road users that can be recognized."""
+    seen = np.ascontiguousarray(canvas.pixels[..., 3])
+    boxes, labels = [], []
+    for actor, own in zip(actors, idents):
+        for label, ident in zip(actor.labels, own):
+            box = _visible_box(seen == ident, painted[ident])
+            if box is not None and _is_recognizable(box, canvas.camera, actor):
+                boxes.append(box)
+                labels.append(label)
+    return np.array(boxes, dtype=np.float32).reshape(-1, 4), np.array(labels, dtype=np.int64)
+
+
+def _visible_box(mask: np.ndarray, painted: int) -> np.ndarray | None:
+    """XYXY in picture pixels around the mask of the supersampled canvas; None if too little is left of what was painted."""
+    visible = int(np.count_nonzero(mask))
+    if visible == 0 or visible < MIN_VISIBLE * painted:
+        return None
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) / SUPERSAMPLING
+
+
+def _is_recognizable(box: np.ndarray, camera: Camera, actor: Actor) -> bool:
+    """Large enough, and not almost entirely outside the picture."""
+    size = (box[2:] - box[:2]) * (270.0 / camera.image_height)
+    if size[0] < MIN_SIZE[0] or size[1] < MIN_SIZE[1]:
+        return False
+    foot = actor.footprint()
+    hull = np.concatenate([foot, foot + (0.0, actor.height, 0.0)])
+    outline = camera.project(np.maximum(hull, (-np.inf, -np.inf, 1.0)))
+    full = np.prod(outline.max(axis=0) - outline.min(axis=0))
+    return bool(np.prod(box[2:] - box[:2]) >= 0.6 * MIN_VISIBLE * full)

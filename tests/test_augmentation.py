@@ -1,0 +1,169 @@
+"""Augmentations: where boxes and colors go."""
+
+import colorsys
+
+import numpy as np
+import pytest
+import soma_det  # noqa: F401
+from detectron2.data import transforms as T
+
+from soma_det.data.augmentation import (
+    PhotometricDistortion,
+    PhotometricTransform,
+    build_test_augmentation,
+    build_train_augmentation,
+)
+
+RECIPE = dict(scale_range=(0.1, 2.0), crop_size=(64, 80), photometric=True, flip=True)
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers():
+    np.random.seed(0)
+
+
+def picture(height=48, width=64):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def augment(augmentations, image, box):
+    """The augmented picture and box, not clipped to the picture."""
+    inputs = T.AugInput(image, boxes=np.array([box], dtype=np.float64))
+    T.AugmentationList(augmentations)(inputs)
+    return inputs.image, inputs.boxes[0]
+
+
+def fixed_colors(**change):
+    return PhotometricTransform(
+        **{**dict(brightness=0, contrast=1, saturation=1, hue=0, contrast_first=True, channels=[0, 1, 2]), **change}
+    )
+
+
+def pixel(rgb, **change):
+    return tuple(int(level) for level in fixed_colors(**change).apply_image(np.array([[rgb]], dtype=np.uint8))[0, 0])
+
+
+@pytest.mark.parametrize("height, width", [(48, 64), (300, 200), (20, 500), (64, 80)])
+def test_every_training_picture_has_the_size_of_the_crop(height, width):
+    for _ in range(20):
+        image, _ = augment(build_train_augmentation(**RECIPE), picture(height, width), (1, 1, 9, 9))
+        assert image.shape == (64, 80, 3) and image.dtype == np.uint8
+
+
+def test_a_box_stays_on_its_object_under_resize_crop_and_flip():
+    # A white square on black: wherever its box ends, the white pixels are those inside.
+    image = np.zeros((96, 128, 3), dtype=np.uint8)
+    image[32:64, 48:80] = 255
+    recipe = {**RECIPE, "photometric": False, "scale_range": (0.5, 2.0), "crop_size": (96, 128)}
+    seen = 0
+    for _ in range(50):
+        out, box = augment(build_train_augmentation(**recipe), image, (48, 32, 80, 64))
+        rows, columns = np.nonzero(out[:, :, 0] == 255)
+        x0, y0, x1, y1 = box.clip(0, [128, 96, 128, 96])
+        if x1 - x0 > 8 and y1 - y0 > 8:
+            seen += 1
+            found = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+            np.testing.assert_allclose(found, (x0, y0, x1, y1), atol=2.5)  # resizing blurs the white edge
+    assert seen > 30
+
+
+def test_a_flip_mirrors_boxes_as_worked_out_by_hand():
+    # 64 pixels wide: x0 = 64 - 30 = 34, x1 = 64 - 10 = 54; y stays.
+    flip = T.RandomFlip(prob=1.0)
+    image, box = augment([flip], picture(), (10, 5, 30, 20))
+    assert box.tolist() == [34, 5, 54, 20]
+    assert np.array_equal(image, picture()[:, ::-1])
+
+
+def test_the_smallest_scale_shrinks_the_picture_to_a_tenth_of_the_crop_and_pads_with_gray():
+    recipe = dict(scale_range=(0.1, 0.1), crop_size=(320, 640), photometric=True, flip=False)
+    image, box = augment(build_train_augmentation(**recipe), picture(320, 640), (0, 0, 640, 320))
+    assert box.tolist() == [0, 0, 64, 32]
+    padding = np.ones((320, 640), dtype=bool)
+    padding[:32, :64] = False
+    assert (image[padding] == 114).all()
+
+
+def test_the_crop_moves_freely_along_both_sides():
+    recipe = dict(scale_range=(2.0, 2.0), crop_size=(32, 32), photometric=False, flip=False)
+    corners = [augment(build_train_augmentation(**recipe), picture(32, 32), (0, 0, 32, 32))[1][:2] for _ in range(300)]
+    corners = np.array(corners)
+    assert corners.min() == -32 and corners.max() == 0
+    assert abs(np.corrcoef(corners.T)[0, 1]) < 0.2
+
+
+@pytest.mark.parametrize("key, value", [("photometric", True), ("flip", True)])
+def test_what_is_switched_off_is_not_in_the_recipe(key, value):
+    off = build_train_augmentation(**{**RECIPE, "photometric": False, "flip": False})
+    on = build_train_augmentation(**{**RECIPE, "photometric": False, "flip": False, key: value})
+    assert len(on) == len(off) + 1
+
+
+@pytest.mark.parametrize("scale_range", [(0, 1), (-1, 1), (2, 1), (1,)])
+def test_a_wrong_scale_range_is_an_error(scale_range):
+    with pytest.raises(ValueError, match="SCALE_RANGE"):
+        build_train_augmentation(**{**RECIPE, "scale_range": scale_range})
+
+
+@pytest.mark.parametrize("crop_size", [(0, 64), (64,)])
+def test_a_wrong_crop_size_is_an_error(crop_size):
+    with pytest.raises(ValueError, match="CROP_SIZE"):
+        build_train_augmentation(**{**RECIPE, "crop_size": crop_size})
+
+
+@pytest.mark.parametrize("size, shape", [((24, 100), (24, 32, 3)), ((96, 96), (72, 96, 3)), ((0, 0), (48, 64, 3))])
+def test_pictures_for_evaluation_are_resized_by_their_sides(size, shape):
+    image, _ = augment(build_test_augmentation(min_size=size[0], max_size=size[1]), picture(), (0, 0, 64, 48))
+    assert image.shape == shape
+
+
+@pytest.mark.parametrize("sizes", [(800, 600), (-1, 600)])
+def test_wrong_sizes_for_evaluation_are_an_error(sizes):
+    with pytest.raises(ValueError, match="MIN_SIZE_TEST"):
+        build_test_augmentation(min_size=sizes[0], max_size=sizes[1])
+
+
+def test_neutral_color_changes_leave_every_pixel():
+    assert np.array_equal(fixed_colors().apply_image(picture()), picture())
+
+
+def test_hsv_and_back_leaves_every_pixel():
+    assert np.array_equal(fixed_colors(hue=360).apply_image(picture()), picture())
+
+
+def test_brightness_adds_and_contrast_multiplies_within_0_to_255():
+    assert pixel((0, 100, 250), brightness=10) == (10, 110, 255)
+    assert pixel((0, 100, 250), brightness=-10) == (0, 90, 240)
+    assert pixel((0, 100, 250), contrast=1.5) == (0, 150, 255)
+
+
+def test_contrast_comes_before_or_after_the_colors():
+    # A saturation of 0 leaves the largest channel: min(255, 1.5 x 200) = 255 both ways, 1.5 x 100 = 150.
+    assert pixel((200, 50, 0), contrast=1.5, saturation=0.0, contrast_first=True) == (255, 255, 255)
+    # Brightness 100: (200, 100, 100), value 200; turned by 120 degrees: (100, 200, 100); halved afterwards: (50, 100, 50).
+    assert pixel((100, 0, 0), brightness=100, contrast=0.5, hue=120, contrast_first=False) == (50, 100, 50)
+
+
+@pytest.mark.parametrize("hue, saturation", [(18, 1.0), (-18, 1.0), (0, 0.5), (0, 1.5), (-7.5, 1.3)])
+def test_hue_and_saturation_follow_their_definition(hue, saturation):
+    for rgb in ((200, 30, 60), (10, 250, 90), (70, 70, 75), (0, 0, 255), (128, 128, 128)):
+        h, s, v = colorsys.rgb_to_hsv(*(level / 255 for level in rgb))
+        expected = colorsys.hsv_to_rgb((h + hue / 360) % 1, min(s * saturation, 1), v)
+        np.testing.assert_allclose(pixel(rgb, hue=hue, saturation=saturation), 255 * np.array(expected), atol=0.51)
+
+
+def test_channels_come_out_in_the_drawn_order():
+    assert pixel((1, 2, 3), channels=[2, 0, 1]) == (3, 1, 2)
+
+
+def test_colors_move_no_box():
+    box = np.array([[10.0, 5.0, 30.0, 20.0]])
+    assert np.array_equal(PhotometricDistortion().get_transform(picture()).apply_box(box), box)
+
+
+def test_each_color_change_happens_to_about_half_of_the_pictures():
+    drawn = [PhotometricDistortion().get_transform(picture()) for _ in range(400)]
+    for name, rest in (("brightness", 0), ("contrast", 1), ("saturation", 1), ("hue", 0)):
+        share = np.mean([getattr(transform, name) != rest for transform in drawn])
+        assert 0.4 < share < 0.6, name
+    assert all(abs(t.brightness) <= 32 and abs(t.hue) <= 18 and 0.5 <= t.contrast <= 1.5 for t in drawn)

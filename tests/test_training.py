@@ -1,0 +1,187 @@
+"""Training from pictures to tables: what moves, what stays, and that resuming equals never having stopped."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.engine import HookBase
+from training import tiny_cfg, write_data
+
+from soma_det.engine import Trainer, load_model
+from soma_det.engine.checkpoint import AtomicCheckpointer
+from soma_det.engine.hooks import annealed_weight_decay
+from soma_det.engine.output_dir import check_output_dir
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+def train(cfg, resume=False, extra_hooks=()):
+    torch.manual_seed(cfg.SEED)  # as Detectron2's default_setup does
+    trainer = Trainer(cfg)
+    trainer.register_hooks(list(extra_hooks))
+    trainer.resume_or_load(resume=resume)
+    start = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    return trainer, start
+
+
+def state_of(folder, name="model_final.pth"):
+    return torch.load(Path(folder) / name, weights_only=False)
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    """A run of six iterations that was never interrupted."""
+    cfg = tiny_cfg(data, tmp_path_factory.mktemp("finished"))
+    return cfg, *train(cfg)
+
+
+def test_after_training_only_the_expected_parameters_moved_and_all_others_are_bit_equal(finished):
+    _, trainer, start = finished
+    moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, start[name])}
+    assert moved == {name for name, p in trainer.model.named_parameters() if p.requires_grad}
+    in_vit = {name for name in moved if name.startswith("backbone.vit.")}
+    assert in_vit and all(name.rsplit(".")[-1] in ("a", "b", "bias") for name in in_vit)
+    assert not any(f".blocks.{index}." in name for name in in_vit for index in (0, 1))
+    assert any("pyramid" in name for name in moved) and any("roi_heads" in name for name in moved)
+
+
+def test_resuming_equals_never_having_stopped(finished, data, tmp_path):
+    cfg, _, _ = finished
+
+    class Stop(HookBase):
+        def after_step(self):
+            if self.trainer.iter == 3:  # one iteration after the checkpoint, so that it has to be repeated
+                raise KeyboardInterrupt
+
+    interrupted = tiny_cfg(data, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train(interrupted, extra_hooks=[Stop()])
+    trainer, _ = train(interrupted, resume=True)
+    assert trainer.start_iter == 3
+    whole, resumed = state_of(cfg.OUTPUT_DIR), state_of(tmp_path)
+    for name, tensor in whole["model"].items():
+        assert torch.equal(tensor, resumed["model"][name]), name
+    optimizers = [state["trainer"]["_trainer"]["optimizer"] for state in (whole, resumed)]
+    assert optimizers[0]["param_groups"] == optimizers[1]["param_groups"]
+    for key, moments in optimizers[0]["state"].items():
+        assert torch.equal(moments["exp_avg_sq"], optimizers[1]["state"][key]["exp_avg_sq"])
+
+
+def test_worker_processes_change_nothing(finished, data, tmp_path):
+    cfg, _, _ = finished
+    train(tiny_cfg(data, tmp_path, DATALOADER__NUM_WORKERS=2, DATASETS__TEST=[], DATASETS__SOURCE_TEST=""))
+    for name, tensor in state_of(cfg.OUTPUT_DIR)["model"].items():
+        assert torch.equal(tensor, state_of(tmp_path)["model"][name]), name
+
+
+def test_weight_decay_and_gradient_norm_follow_the_recipe_and_are_logged(finished):
+    cfg, trainer, _ = finished
+    decays = {group["name"]: group["weight_decay"] for group in trainer.optimizer.param_groups}
+    last = cfg.SOLVER.MAX_ITER - 1
+    assert decays["backbone"] == pytest.approx(annealed_weight_decay(0.05 * 0.2, 1e-5, last, 6))
+    assert decays["head"] == pytest.approx(annealed_weight_decay(0.05, 1e-5, last, 6))
+    assert decays["head_norm"] == 0
+    lines = [json.loads(line) for line in open(Path(cfg.OUTPUT_DIR) / "metrics.json")]
+    assert any("weight_decay/backbone" in line and "gradient_norm" in line for line in lines)
+    assert list(Path(cfg.OUTPUT_DIR).glob("events.out.tfevents.*"))
+
+
+def test_the_source_pictures_train_and_all_weathers_are_scored(finished):
+    cfg, _, _ = finished
+    results = json.loads((Path(cfg.OUTPUT_DIR) / "results.json").read_text())
+    assert list(results["results"]) == ["tiny_daytime_clear_test", "tiny_night_sunny_test"]
+    assert results["results"]["tiny_night_sunny_test"]["boxes"]["car"] == 3
+    assert (Path(cfg.OUTPUT_DIR) / "results.md").is_file() and (Path(cfg.OUTPUT_DIR) / "results.png").is_file()
+
+
+def test_a_single_test_set_keeps_its_name(finished, data):
+    cfg, trainer, _ = finished
+    one = tiny_cfg(data, Path(cfg.OUTPUT_DIR) / "one", DATASETS__TEST=["tiny_night_sunny_test"], DATASETS__SOURCE_TEST="")
+    assert list(Trainer.test(one, trainer.model)) == ["tiny_night_sunny_test"]
+
+
+def test_a_checkpoint_evaluates_as_the_model_that_wrote_it_without_pretrained_weights(finished, data):
+    cfg, trainer, _ = finished
+    loaded = load_model(tiny_cfg(data, cfg.OUTPUT_DIR, MODEL__WEIGHTS=f"{cfg.OUTPUT_DIR}/model_final.pth", MODEL__VIT__WEIGHTS="timm"))
+    x = torch.randn(1, 3, 64, 64)
+    trainer.model.eval()
+    for name, feature in trainer.model.backbone(x).items():
+        assert torch.equal(loaded.backbone(x)[name], feature)
+
+
+def test_an_interrupt_finishes_the_iteration_saves_and_resumes_exactly(finished, data, tmp_path):
+    class Interrupt(HookBase):
+        def before_step(self):
+            if self.trainer.iter == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    cfg = tiny_cfg(data, tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        train(cfg, extra_hooks=[Interrupt()])
+    assert stop.value.code == 128 + signal.SIGINT
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+    trainer, _ = train(cfg, resume=True)
+    assert trainer.start_iter == 2
+    for name, tensor in state_of(finished[0].OUTPUT_DIR)["model"].items():
+        assert torch.equal(tensor, state_of(tmp_path)["model"][name]), name
+
+
+def test_an_interrupted_write_leaves_the_last_good_checkpoint(finished, data, tmp_path, monkeypatch):
+    model = torch.nn.Linear(2, 2)
+    checkpointer = AtomicCheckpointer(model, str(tmp_path))
+    checkpointer.save("model_final")
+    good = (tmp_path / "model_final.pth").read_bytes()
+
+    def full_disk(data, file):
+        file.write(b"half a checkpoint")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="Make room there and continue with --resume"):
+        checkpointer.save("model_final")
+    assert (tmp_path / "model_final.pth").read_bytes() == good
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last_checkpoint", "model_final.pth"]
+
+
+def test_a_folder_with_another_runs_checkpoints_is_refused_and_left_alone(finished, data):
+    cfg, _, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in Path(cfg.OUTPUT_DIR).iterdir()}
+    with pytest.raises(ValueError, match="holds the checkpoints of another run: continue it with --resume"):
+        check_output_dir(cfg, resume=False)
+    assert {path: path.stat().st_mtime_ns for path in Path(cfg.OUTPUT_DIR).iterdir()} == before
+
+
+def test_resuming_with_another_model_is_refused(finished, data):
+    cfg, _, _ = finished
+    (Path(cfg.OUTPUT_DIR) / "config.yaml").write_text(cfg.dump())
+    check_output_dir(cfg, resume=True)
+    other = tiny_cfg(data, cfg.OUTPUT_DIR, MODEL__ADAPTER__RANK=3)
+    with pytest.raises(ValueError, match="MODEL.ADAPTER differ"):
+        check_output_dir(other, resume=True)
+
+
+def test_dense_weights_in_an_adapted_model_and_the_reverse_are_errors_with_a_remedy(finished, data, tmp_path):
+    cfg, trainer, _ = finished
+    dense_cfg = tiny_cfg(data, tmp_path, MODEL__ADAPTER__NAME="full")
+    dense = Trainer.build_model(dense_cfg)
+    torch.save({"model": dense.state_dict()}, tmp_path / "dense.pth")
+    with pytest.raises(ValueError, match="(?s)dense.*MODEL.VIT.WEIGHTS"):
+        AtomicCheckpointer(trainer.model).load(str(tmp_path / "dense.pth"))
+    with pytest.raises(ValueError, match="(?s)adapted.*MODEL.ADAPTER"):
+        AtomicCheckpointer(dense).load(f"{cfg.OUTPUT_DIR}/model_final.pth")
+
+
+def test_missing_weights_are_errors_that_name_the_remedy(data, tmp_path):
+    with pytest.raises(FileNotFoundError, match="correct MODEL.WEIGHTS"):
+        load_model(tiny_cfg(data, tmp_path, MODEL__WEIGHTS=str(tmp_path / "nothing.pth")))
+    with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty"):
+        load_model(tiny_cfg(data, tmp_path))
