@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,6 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
-from soma_det import visualization
 from soma_det.predictor import Predictor
 from soma_det.visualization import (
     BoxVisualizer,
@@ -81,6 +81,13 @@ def fake_model(tool, monkeypatch):
 
     monkeypatch.setattr(tool, "build_predictor", lambda cfg: predict)
     return seen
+
+
+@pytest.fixture
+def logs(caplog, monkeypatch):
+    """What the project logs; Detectron2's setup_logger, if another test has called it, keeps it from caplog."""
+    monkeypatch.setattr(logging.getLogger("soma_det"), "propagate", True)
+    return caplog
 
 
 @pytest.fixture
@@ -269,7 +276,7 @@ def test_tool_draws_splits_from_saved_predictions(tool, split, tmp_path):
 
 
 def test_tool_draws_folders_with_their_structure_and_skips_what_is_no_picture(
-    tool, fake_model, config_file, tmp_path, caplog
+    tool, fake_model, config_file, tmp_path, logs
 ):
     photos = tmp_path / "photos"
     (photos / "night").mkdir(parents=True)
@@ -283,9 +290,9 @@ def test_tool_draws_folders_with_their_structure_and_skips_what_is_no_picture(
     written = tool.main(args)
     names = ["a_detections.jpg", "a_2_detections.jpg", "night/a_detections.jpg"]
     assert written == [photos / name for name in names]
-    assert "broken.jpg" in caplog.text and "1 of 4 files were skipped" in caplog.text
+    assert "broken.jpg" in logs.text and "1 of 4 files were skipped" in logs.text
     assert all(path.read_bytes() == content for path, content in before.items())
-    assert fake_model[0][0, 0].tolist() == [255, 90, 90], "the predictor takes BGR"
+    assert fake_model[1][0, 0].tolist() == [255, 90, 90], "the predictor takes BGR"
     assert tool.main(args) == written, "a second run must not draw on the first one's drawings"
 
 

@@ -24,17 +24,25 @@ def to_linear(image: np.ndarray) -> np.ndarray:
 
 def to_srgb(radiance: np.ndarray) -> np.ndarray:
     """Linear float32 to uint8 sRGB; radiance above 1 saturates."""
-    clipped = np.clip(radiance, 0.0, 1.0).astype(np.float32)
-    curved = 1.055 * cv2.pow(clipped, 1.0 / 2.4).reshape(clipped.shape) - 0.055
-    return (np.where(clipped <= 0.0031308, 12.92 * clipped, curved) * 255.0 + 0.5).astype(np.uint8)
+    roots = np.sqrt(np.clip(radiance, 0.0, 1.0), dtype=np.float32)
+    return _ROOT_TO_SRGB[(roots * (len(_ROOT_TO_SRGB) - 1) + 0.5).astype(np.uint16)]
 
 
 def _decoding_table() -> np.ndarray:
+    """Linear radiance of each of the 256 codes."""
     encoded = np.arange(256, dtype=np.float64) / 255.0
     return np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4).astype(np.float32)
 
 
+def _encoding_table(size: int) -> np.ndarray:
+    """Code of each square root of radiance in [0, 1]: nearly even steps, so a table of a few thousand is exact."""
+    linear = np.linspace(0.0, 1.0, size) ** 2
+    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1.0 / 2.4) - 0.055)
+    return (encoded * 255.0 + 0.5).astype(np.uint8)
+
+
 _SRGB_TO_LINEAR = _decoding_table()
+_ROOT_TO_SRGB = _encoding_table(16384)
 
 
 def _on_radiance(effect: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
@@ -60,7 +68,9 @@ def assume_road_depth(height: int, width: int, camera_height: float = 1.5, far: 
 
 
 @_on_radiance
-def fog(image: np.ndarray, depth: np.ndarray, visibility: float, airlight: Sequence[float] = (0.72, 0.74, 0.76)) -> np.ndarray:
+def fog(
+    image: np.ndarray, depth: np.ndarray, visibility: float, airlight: Sequence[float] = (0.72, 0.74, 0.76)
+) -> np.ndarray:
     """Koschmieder's law (1924): I = J t + A (1 - t), t = exp(-beta d).
 
     visibility V in meters gives beta = 3.912 / V = -ln(0.02) / V: at V, 2 percent of the contrast is left. airlight A is the
@@ -152,7 +162,9 @@ def _draw_sources(shape: tuple[int, ...], lights: Sequence[Any], power: float) -
     sources = np.zeros(shape, np.float32)
     scale = shape[0] / 270.0
     for light in sorted(lights, key=lambda light: -light.depth):
-        peak = tuple(float(channel) * power * light.power * (1.5 if light.kind == "window" else 9.0) for channel in light.color)
+        peak = tuple(
+            float(channel) * power * light.power * (1.5 if light.kind == "window" else 9.0) for channel in light.color
+        )
         half = (max(light.width / 2, 0.55 * scale), max(light.height / 2, 0.55 * scale))
         if light.kind == "window":
             corner = (round(light.x - half[0]), round(light.y - half[1]))
@@ -203,7 +215,9 @@ def rain_veil(image: np.ndarray, depth: np.ndarray, rate: float, airlight: Seque
 
 
 @_on_radiance
-def rain_streaks(image: np.ndarray, depth: np.ndarray, rng: np.random.Generator, rate: float, light: float, slant: float = 0.0) -> np.ndarray:
+def rain_streaks(
+    image: np.ndarray, depth: np.ndarray, rng: np.random.Generator, rate: float, light: float, slant: float = 0.0
+) -> np.ndarray:
     """Falling drops, which the exposure draws into streaks (Garg and Nayar, Vision and Rain, 2007).
 
     A drop refracts the sky and so is a little brighter than what it hides, and lets the background through. Drops are placed
@@ -217,7 +231,9 @@ def rain_streaks(image: np.ndarray, depth: np.ndarray, rng: np.random.Generator,
     diameter = rng.uniform(0.0012, 0.003, len(distance))
     focal = _FOCAL_SHARE * width
     length = focal * 9.0 / 90.0 / distance  # a drop falls at 9 m/s, exposed for 1/90 s
-    for d, u, v, wide, long in zip(distance, x, y, diameter * focal / distance, length * rng.uniform(0.6, 1.2, len(distance))):
+    for d, u, v, wide, long in zip(
+        distance, x, y, diameter * focal / distance, length * rng.uniform(0.6, 1.2, len(distance))
+    ):
         _add_streak(alpha, depth, d, (u, v), (u + slant * long, v + long), wide)
     alpha = cv2.GaussianBlur(alpha, (0, 0), 0.5 * height / 270.0)[..., None]
     return image + (light - 0.6 * image) * np.minimum(alpha, 0.6)
@@ -240,7 +256,14 @@ def lens_drops(image: np.ndarray, rng: np.random.Generator, count: int) -> np.nd
     sharpness, offset = np.zeros((height, width), np.float32), np.zeros((height, width, 2), np.float32)
     for _ in range(count):
         radius = height * float(rng.uniform(0.010, 0.042))
-        _add_drop(sharpness, offset, float(rng.uniform(0, width)), float(rng.uniform(0, height)), radius, float(rng.uniform(0.9, 1.5)))
+        _add_drop(
+            sharpness,
+            offset,
+            float(rng.uniform(0, width)),
+            float(rng.uniform(0, height)),
+            radius,
+            float(rng.uniform(0.9, 1.5)),
+        )
     grid = np.stack(np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)), axis=2)
     blurred = cv2.GaussianBlur(image, (0, 0), height / 120.0)
     target = grid + offset
@@ -264,7 +287,9 @@ def _add_drop(cover: np.ndarray, offset: np.ndarray, x: float, y: float, radius:
 
 
 @_on_radiance
-def wet_road(image: np.ndarray, road: np.ndarray, depth: np.ndarray, rng: np.random.Generator, wetness: float = 1.0) -> np.ndarray:
+def wet_road(
+    image: np.ndarray, road: np.ndarray, depth: np.ndarray, rng: np.random.Generator, wetness: float = 1.0
+) -> np.ndarray:
     """A film of water on the road: darker asphalt that mirrors what stands beyond it, smeared downwards.
 
     The share mirrored is Fresnel's for water in Schlick's approximation (1994), R = 0.02 + 0.98 (1 - cos)^5; at 30 m the road

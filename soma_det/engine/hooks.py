@@ -70,6 +70,8 @@ class LayerFreezing(HookBase):
         if until < 0:
             raise ValueError(f"SOLVER.FREEZING.UNTIL is {until}; give the iteration of the thaw, or 0 for never.")
         self.patterns, self.until = list(modules), until
+        # Detectron2 calls after_train even where a before_train has failed.
+        self.modules, self.fingerprints, self.handle = {}, {}, None
 
     def before_train(self):
         self.modules = match_modules(_unwrap(self.trainer.model), self.patterns)
@@ -88,13 +90,13 @@ class LayerFreezing(HookBase):
                 module.train(not frozen)
 
     def after_train(self):
-        if self.until:
+        if self.handle:
             self.handle.remove()
-            return
-        changed = [name for name, module in self.modules.items() if fingerprint(module) != self.fingerprints[name]]
+        changed = [name for name, before in self.fingerprints.items() if fingerprint(self.modules[name]) != before]
         if changed:
             raise RuntimeError(f"Frozen modules have changed during training: {changed}.")
-        logger.info("Frozen modules are bit-equal to before.")
+        if self.fingerprints:
+            logger.info("Frozen modules are bit-equal to before.")
 
     def _is_frozen(self) -> bool:
         return not self.until or self.trainer.iter < self.until
@@ -128,7 +130,7 @@ class GradientClipping(HookBase):
         if max_norm <= 0:
             raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_VALUE is {max_norm}; it has to be above 0.")
         self.max_norm, self.norm_type = max_norm, norm_type
-        self.norm = None
+        self.norm = self.handle = None
 
     def before_train(self):
         self.handle = self.trainer.optimizer.register_step_pre_hook(self._clip)
@@ -138,7 +140,8 @@ class GradientClipping(HookBase):
             self.trainer.storage.put_scalar("gradient_norm", self.norm.item())
 
     def after_train(self):
-        self.handle.remove()
+        if self.handle:
+            self.handle.remove()
 
     def _clip(self, optimizer: Optimizer, args, kwargs) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -166,8 +169,10 @@ class SaveOnInterrupt(HookBase):
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+    def __init__(self):
+        self.received, self.process, self.previous = None, os.getpid(), {}
+
     def before_train(self):
-        self.received, self.process = None, os.getpid()
         in_main_thread = threading.current_thread() is threading.main_thread()  # others cannot set handlers
         self.previous = {number: signal.signal(number, self._note) for number in self.SIGNALS if in_main_thread}
 

@@ -9,7 +9,7 @@ from soma_det.data.synthdrive.street import Street
 WALLS = ((178, 122, 98), (206, 186, 156), (190, 190, 188), (150, 98, 80), (222, 212, 194), (158, 164, 168), (196, 160, 128), (128, 112, 104), (214, 200, 176), (168, 150, 134))
 ROOFS = ((134, 74, 58), (92, 84, 82), (112, 92, 80), (78, 82, 90))
 SIGNS = ((196, 44, 40), (38, 86, 160), (44, 126, 84), (230, 170, 44), (64, 60, 66), (150, 60, 120), (236, 236, 232))
-_WARM = (1.0, 0.82, 0.52)
+_WARM, _COLD = (1.0, 0.80, 0.48), (0.80, 0.90, 1.0)  # colors of light in rooms
 
 
 class Building:
@@ -73,9 +73,10 @@ class Building:
         canvas.quads(panes, canvas.daylight.shade(color, normal), ident)
         if lights:
             canvas.quads(panes[mirror], canvas.daylight.shade(paint.mix(color, (196, 214, 230), 0.42), normal), ident)
-            for pane in panes[self.rng.random(len(panes)) < min(0.28, 9.0 / len(panes))]:
-                warm = _WARM if self.rng.random() < 0.75 else (0.8, 0.9, 1.0)
-                canvas.lamp(pane, warm, float(self.rng.uniform(0.03, 0.10)), "window", ident)
+            share = float(self.rng.uniform(0.05, 0.35))
+            lit = canvas.lit_id(ident, paint.darker(_WARM if self.rng.random() < 0.75 else _COLD, float(self.rng.uniform(0.12, 0.35))))
+            on = self.rng.random(len(panes)) < share
+            canvas.quads(panes[on & ~mirror], canvas.daylight.shade(color, normal), lit)
 
     def _shops(self, canvas: Canvas, quad, normal, ident: int, length: float) -> None:
         """Shop windows under colored signs and awnings."""
@@ -86,13 +87,15 @@ class Building:
             sign = paint.vary(self.rng, paint.pick(self.rng, SIGNS), 6.0)
             shade = canvas.daylight.shade
             pane = _patch(quad, left, 0.4 / self.height, right, 2.6 / self.height)
-            canvas.polygon(pane, shade((58, 66, 74), normal), ident)
+            open_late = self.rng.random() < 0.5
+            lit = canvas.lit_id(ident, paint.darker(_WARM, float(self.rng.uniform(0.3, 0.7)))) if open_late else ident
+            canvas.polygon(pane, shade((58, 66, 74), normal), lit)
+            for shelf in (0.50, 0.72):
+                canvas.polygon(_patch(quad, left + shelf * unit * 0.9, 0.5 / self.height, left + (shelf + 0.14) * unit * 0.9, 1.5 / self.height), shade(paint.vary(self.rng, (110, 104, 98), 22.0), normal), lit)
             canvas.polygon(_patch(quad, left + 0.30 * unit, 0.1 / self.height, left + 0.44 * unit, 2.4 / self.height), shade((92, 70, 56), normal), ident)
             canvas.polygon(_patch(quad, left, 2.7 / self.height, right, 3.5 / self.height), shade(sign, normal), ident)
             stripe = paint.mix(sign, (255, 255, 255) if sum(sign) < 480 else (40, 40, 40), 0.7)
             canvas.polygon(_patch(quad, left + 0.2 * unit, 2.95 / self.height, right - 0.2 * unit, 3.25 / self.height), shade(stripe, normal), ident)
-            if self.rng.random() < 0.45:
-                canvas.lamp(pane, _WARM, float(self.rng.uniform(0.05, 0.14)), "window", ident)
 
     def _roof(self, canvas: Canvas, far: float) -> None:
         """A pitched roof whose ridge follows the street, with the gable towards the camera."""

@@ -25,9 +25,10 @@ class Camera:
     def project(self, points: np.ndarray) -> np.ndarray:
         """World points (N, 3), all with z > 0, to pixels (N, 2)."""
         scale = self.focal / points[:, 2]
-        u = self.center_x + scale * points[:, 0]
-        v = self.horizon + scale * (self.height - points[:, 1])
-        return np.stack([u, v], axis=1)
+        pixels = np.empty((len(points), 2))
+        pixels[:, 0] = self.center_x + scale * points[:, 0]
+        pixels[:, 1] = self.horizon + scale * (self.height - points[:, 1])
+        return pixels
 
     def inverse_depth_plane(self, points: np.ndarray) -> np.ndarray:
         """(a, b, c) with 1/z = a u + b v + c for every pixel (u, v) of the plane through the first three points (3, 3).

@@ -15,7 +15,7 @@ _FAR_OFF = 20000.0  # pixels; keeps fixed-point coordinates of near polygons ins
 
 
 class Light(NamedTuple):
-    """A lamp or lit window: center and extent in pixels, depth in meters, color RGB in [0, 1], power relative to a headlamp."""
+    """A lamp: center and extent in pixels, depth in meters, color RGB in [0, 1], power relative to a headlamp."""
 
     x: float
     y: float
@@ -24,28 +24,37 @@ class Light(NamedTuple):
     depth: float
     color: tuple[float, float, float]
     power: float
-    kind: str  # "head", "tail", "street", "signal" or "window"
+    kind: str  # "head", "tail", "street" or "signal"
 
 
 @dataclass(frozen=True)
 class Daylight:
-    """Sun (a unit vector towards it, with a strength) and ambient skylight; tint is the color (3,) of all light."""
+    """Sun (a unit vector towards it, with a strength) and ambient skylight; tint is the color of all light."""
 
-    sun: np.ndarray
+    sun: tuple[float, float, float]
     strength: float
     ambient: float
-    tint: np.ndarray
+    tint: tuple[float, float, float]
 
-    def shade(self, color, normal) -> np.ndarray:
-        """Lambertian color of a surface with this unit normal (3,): ambient light from above plus the sun."""
-        direct = max(0.0, float(normal @ self.sun)) * self.strength
-        level = self.ambient * (0.85 + 0.15 * float(normal[1])) + direct
-        return np.minimum(np.asarray(color, dtype=np.float64) * level * self.tint, 255.0)
+    def level(self, normal) -> float:
+        """Brightness of a white Lambertian surface with this unit normal (3,): ambient light from above plus the sun."""
+        x, y, z = (float(component) for component in normal)
+        direct = max(0.0, x * self.sun[0] + y * self.sun[1] + z * self.sun[2]) * self.strength
+        return self.ambient * (0.85 + 0.15 * y) + direct
+
+    def shade(self, color, normal) -> tuple[float, float, float]:
+        """The color that a surface of this color and unit normal (3,) shows, 0 to 255."""
+        return self.lit(color, self.level(normal))
+
+    def lit(self, color, level: float) -> tuple[float, float, float]:
+        """The color under light of this level."""
+        red, green, blue = self.tint
+        return min(255.0, color[0] * level * red), min(255.0, color[1] * level * green), min(255.0, color[2] * level * blue)
 
     @property
     def shadow(self) -> float:
         """Brightness of the ground in a cast shadow over that in the sun."""
-        return self.ambient / (self.ambient + self.strength * max(0.05, float(self.sun[1])))
+        return self.ambient / (self.ambient + self.strength * max(0.05, self.sun[1]))
 
 
 class Canvas:
@@ -58,13 +67,24 @@ class Canvas:
         self.pixels = np.zeros(shape, dtype=np.uint8)
         ground = camera.ground_plane()
         self.planes: list[np.ndarray] = [np.zeros(3), ground, ground]
+        self.owners = [SKY, GROUND, ROAD]
+        self.emissions: list[tuple[float, float, float]] = [(0.0, 0.0, 0.0)] * 3
         self.lights: list[tuple[Light, int]] = []
 
     def new_id(self, depth: float | None = None, plane: np.ndarray | None = None) -> int:
         """An id for a thing at one depth in meters, or on a plane of inverse depth."""
+        return self._register(np.array([0.0, 0.0, 1.0 / depth]) if plane is None else plane, len(self.planes), (0.0, 0.0, 0.0))
+
+    def lit_id(self, owner: int, emission: tuple[float, float, float]) -> int:
+        """An id for parts of the thing `owner` that shine at night, such as its windows, with this linear RGB radiance."""
+        return self._register(self.planes[owner], owner, emission)
+
+    def _register(self, plane: np.ndarray, owner: int, emission: tuple[float, float, float]) -> int:
         if len(self.planes) > 255:
-            raise RuntimeError("A scene holds at most 252 things: the id channel has 8 bits.")
-        self.planes.append(np.array([0.0, 0.0, 1.0 / depth]) if plane is None else plane)
+            raise RuntimeError("A scene holds at most 253 things: the id channel has 8 bits.")
+        self.planes.append(plane)
+        self.owners.append(owner)
+        self.emissions.append(emission)
         return len(self.planes) - 1
 
     def fill(self, outlines: list[np.ndarray], color, ident: int) -> None:
@@ -108,6 +128,9 @@ class Canvas:
         fixed = SUPERSAMPLING * (1 << _SHIFT)
         axes = (max(8, int(half_width * fixed)), max(8, int(half_height * fixed)))
         center = (int(u * fixed) - 8, int(v * fixed) - 8)
+        if axes[0] == axes[1]:
+            cv2.circle(self.pixels, center, axes[0], _paint(color, ident), -1, cv2.LINE_8, _SHIFT)
+            return
         cv2.ellipse(self.pixels, center, axes, 0, 0, 360, _paint(color, ident), -1, cv2.LINE_8, _SHIFT)
 
     def limb(self, start: np.ndarray, end: np.ndarray, start_radius: float, end_radius: float, color, ident: int) -> None:
@@ -140,16 +163,28 @@ class Canvas:
     def visible_lights(self) -> list[Light]:
         """Lights whose own thing is what the picture shows at their center."""
         height, width = self.pixels.shape[:2]
+        seen = self.things()
+        height, width = seen.shape
         kept = []
         for light, ident in self.lights:
             column, row = int(light.x * SUPERSAMPLING), int(light.y * SUPERSAMPLING)
-            if 0 <= column < width and 0 <= row < height and self.pixels[row, column, 3] == ident:
+            if 0 <= column < width and 0 <= row < height and seen[row, column] == ident:
                 kept.append(light)
         return kept
 
+    def things(self) -> np.ndarray:
+        """Id of the thing seen at each pixel of the supersampled canvas, lit parts counted as their owner."""
+        table = np.zeros(256, np.uint8)
+        table[: len(self.owners)] = self.owners
+        return cv2.LUT(np.ascontiguousarray(self.pixels[..., 3]), table).reshape(self.pixels.shape[:2])
+
     def ids(self) -> np.ndarray:
-        """Id of the thing seen at each pixel of the final picture, (H, W)."""
+        """Id at each pixel of the final picture, (H, W)."""
         return self.pixels[::SUPERSAMPLING, ::SUPERSAMPLING, 3]
+
+    def emission(self) -> np.ndarray:
+        """Radiance (H, W, 3) float32, linear RGB, of lit windows at night."""
+        return np.asarray(self.emissions, np.float32)[self.ids()]
 
     def depth(self) -> np.ndarray:
         """Depth along the optical axis in meters, (H, W) float32; inf is the sky."""
@@ -169,10 +204,9 @@ class Canvas:
 
 def _fixed(outline: np.ndarray) -> np.ndarray:
     """Pixels (K, 2) to OpenCV's fixed-point canvas coordinates, whose integers are pixel centers."""
-    canvas = np.clip(outline, -_FAR_OFF, _FAR_OFF) * SUPERSAMPLING - 0.5
-    return np.round(canvas * (1 << _SHIFT)).astype(np.int32)
+    inside = np.minimum(np.maximum(outline, -_FAR_OFF), _FAR_OFF)
+    return np.rint(inside * (SUPERSAMPLING << _SHIFT) - (1 << _SHIFT >> 1)).astype(np.int32)
 
 
 def _paint(color, ident: int) -> tuple[int, int, int, int]:
-    red, green, blue = (min(255, max(0, int(channel))) for channel in color)
-    return red, green, blue, ident
+    return int(color[0]), int(color[1]), int(color[2]), ident

@@ -46,7 +46,7 @@ def _shadows(canvas: Canvas, actors: list[Actor], things: list[Thing]) -> np.nda
 
 def _fall(points: np.ndarray, height: float, daylight: Daylight) -> np.ndarray:
     """Where the shadow of things this high over the ground points falls."""
-    return points - daylight.sun * (height / daylight.sun[1]) * (1.0, 0.0, 1.0)
+    return points - np.array(daylight.sun) * (height / daylight.sun[1]) * (1.0, 0.0, 1.0)
 
 
 def _crown_shadow(thing: Thing, daylight: Daylight) -> np.ndarray:

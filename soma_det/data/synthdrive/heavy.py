@@ -70,9 +70,8 @@ def _bus_side(face: Face, length: float, decks, stripe, doors: bool) -> None:
         face.patch(0.015, bottom, 0.985, top, (34, 38, 43))
         for index in range(count):
             left, right = 0.02 + 0.96 * index / count + 0.006, 0.02 + 0.96 * (index + 1) / count - 0.006
-            lit = ((1.0, 0.9, 0.7), 0.06, "window") if index % 2 == 0 else None
-            face.patch(left, bottom + 0.02, right, top - 0.02, (66, 80, 92), lit)
-            face.patch(left, (bottom + top) / 2 + 0.06, right, top - 0.02, (98, 116, 130))
+            face.patch(left, bottom + 0.02, right, top - 0.02, (66, 80, 92), emission=paint.CABIN_GLOW)
+            face.patch(left, (bottom + top) / 2 + 0.06, right, top - 0.02, (98, 116, 130), emission=paint.CABIN_GLOW)
     for left in (0.86, 0.46) if doors else ():
         face.patch(left, 0.06, left + 0.10, 0.78, (30, 33, 37))
         face.patch(left + 0.008, 0.10, left + 0.046, 0.75, (86, 102, 114))
@@ -93,7 +92,7 @@ def _bus_front(face: Face, double: bool) -> None:
     sign = (0.49, 0.57) if double else (0.84, 0.95)
     face.patch(0.10, sign[0], 0.90, sign[1], (22, 22, 22))
     for left in (0.16, 0.34, 0.44, 0.58, 0.70):
-        face.patch(left, sign[0] + 0.025, left + 0.09, sign[1] - 0.025, (240, 160, 40), paint.SIGN_LIGHT)
+        face.patch(left, sign[0] + 0.025, left + 0.09, sign[1] - 0.025, (240, 160, 40), emission=paint.SIGN_GLOW)
     for left in (0.03, 0.81):
         face.patch(left, 0.10, left + 0.16, 0.18, paint.HEADLAMP, paint.HEAD_LIGHT)
     face.patch(0.40, 0.09, 0.60, 0.15, paint.PLATE)
@@ -106,7 +105,7 @@ def _bus_rear(face: Face, color, double: bool) -> None:
     face.patch(0.18, 0.16, 0.82, 0.42, paint.darker(color, 0.72))
     for bar in range(5):
         face.patch(0.20, 0.18 + 0.046 * bar, 0.80, 0.20 + 0.046 * bar, paint.darker(color, 0.45))
-    face.patch(0.66, 0.85, 0.88, 0.94, (22, 22, 22)).patch(0.70, 0.87, 0.84, 0.92, (240, 160, 40), paint.SIGN_LIGHT)
+    face.patch(0.66, 0.85, 0.88, 0.94, (22, 22, 22)).patch(0.70, 0.87, 0.84, 0.92, (240, 160, 40), emission=paint.SIGN_GLOW)
     for left in (0.02, 0.88):
         face.patch(left, 0.20, left + 0.10, 0.34, paint.TAIL, paint.TAIL_LIGHT)
         face.patch(left, 0.36, left + 0.10, 0.42, paint.AMBER)
@@ -221,7 +220,7 @@ def _cab(model: Model, rear: float, front: float, width: float, height: float, c
         face.patch(left, 0.14, left + 0.16, 0.24, paint.HEADLAMP, paint.HEAD_LIGHT)
     face.patch(0.38, 0.04, 0.62, 0.11, paint.PLATE)
     for left in (0.1, 0.46, 0.82):
-        face.patch(left, 0.93, left + 0.08, 0.965, paint.AMBER, paint.SIGN_LIGHT)
+        face.patch(left, 0.93, left + 0.08, 0.965, paint.AMBER, emission=paint.SIGN_GLOW)
     for side in ("left", "right"):
         window = (0.30, 0.88) if side == "right" else (0.12, 0.70)
         faces[side].patch(window[0], 0.52, window[1], 0.86, paint.GLASS).patch(window[0], 0.70, window[1], 0.86, (78, 92, 104))

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from soma_det.data.synthdrive.camera import NEAR
 from soma_det.data.synthdrive.canvas import Canvas
 
 
@@ -18,17 +19,24 @@ class Place:
     def to_world(self, points: np.ndarray) -> np.ndarray:
         """(N, 3) of (forward, right, up) in the thing's frame to world (x, y, z)."""
         sine, cosine = np.sin(self.heading), np.cos(self.heading)
-        forward, right, up = points[:, 0], points[:, 1], points[:, 2]
-        return np.stack([self.x + forward * sine + right * cosine, up, self.z + forward * cosine - right * sine], axis=1)
+        world = np.empty((len(points), 3))
+        world[:, 0] = self.x + points[:, 0] * sine + points[:, 1] * cosine
+        world[:, 1] = points[:, 2]
+        world[:, 2] = self.z + points[:, 0] * cosine - points[:, 1] * sine
+        return world
 
 
-@dataclass
+@dataclass(frozen=True)
 class Decal:
-    """A flat detail on a face, drawn right after it; `lamp` is (color, power, kind) where it shines at night."""
+    """A flat detail on a face, drawn right after it.
+
+    At night it is a lamp where `lamp` is (color, power, kind), a lit window where `emission` is a linear RGB radiance.
+    """
 
     points: np.ndarray
     color: tuple
     lamp: tuple | None = None
+    emission: tuple | None = None
 
 
 @dataclass
@@ -37,28 +45,25 @@ class Face:
 
     points: np.ndarray
     color: tuple
-    inside: np.ndarray
+    inside: tuple
     decals: list[Decal] = field(default_factory=list)
 
-    def patch(self, left: float, bottom: float, right: float, top: float, color, lamp: tuple | None = None) -> "Face":
+    def patch(self, left: float, bottom: float, right: float, top: float, color, lamp: tuple | None = None, emission: tuple | None = None) -> "Face":
         """Add a rectangle in the quad's own coordinates: (0, 0) at its first corner, (1, 1) at its third."""
-        a, b, c, d = self.points
-        u = np.array([left, right, right, left])[:, None]
-        v = np.array([bottom, bottom, top, top])[:, None]
-        points = a * (1 - u) * (1 - v) + b * u * (1 - v) + c * u * v + d * (1 - u) * v
-        self.decals.append(Decal(points, color, lamp))
+        weights = [((1 - u) * (1 - v), u * (1 - v), u * v, (1 - u) * v) for u, v in ((left, bottom), (right, bottom), (right, top), (left, top))]
+        self.decals.append(Decal(np.array(weights) @ self.points, color, lamp, emission))
         return self
 
 
 class Model:
-    """A collection of faces and the corners of what it covers on the ground."""
+    """A collection of faces."""
 
     def __init__(self) -> None:
         self.faces: list[Face] = []
 
     def face(self, points, color, inside) -> Face:
         """Add a polygon of (forward, right, up) corners; quads: bottom left, bottom right, top right, top left."""
-        face = Face(np.asarray(points, dtype=np.float64), color, np.asarray(inside, dtype=np.float64))
+        face = Face(np.asarray(points, dtype=np.float64), color, inside)
         self.faces.append(face)
         return face
 
@@ -78,29 +83,49 @@ class Model:
         """Paint the faces turned to the camera, far to near, each followed by its details."""
         eye = np.array([0.0, canvas.camera.height, 0.0])
         normals, centers = self._oriented(place)
-        seen = np.einsum("fc,fc->f", normals, centers - eye) < 0.0
-        for index in np.argsort(-np.linalg.norm(centers - eye, axis=1), kind="stable"):
+        seen = ((normals * (centers - eye)).sum(axis=1) < 0.0).tolist()
+        order = np.argsort(-((centers - eye) ** 2).sum(axis=1), kind="stable").tolist()
+        parts = []
+        for index in order:
             if seen[index]:
-                self._draw_face(canvas, place, self.faces[index], normals[index], ident)
+                face, level = self.faces[index], canvas.daylight.level(normals[index])
+                parts.append((Decal(face.points, face.color), level))
+                parts.extend((decal, level) for decal in face.decals)
+        if parts:
+            _paint_parts(canvas, place, parts, ident)
 
     def _oriented(self, place: Place) -> tuple[np.ndarray, np.ndarray]:
         """Outward unit normals (F, 3) and centers (F, 3) of the faces in the world."""
-        corners = np.stack([face.points[:3] for face in self.faces]).reshape(-1, 3)
-        corners = place.to_world(corners).reshape(-1, 3, 3)
-        centers = place.to_world(np.stack([face.points.mean(axis=0) for face in self.faces]))
-        insides = place.to_world(np.stack([face.inside for face in self.faces]))
-        normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-        normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
-        flipped = np.einsum("fc,fc->f", normals, centers - insides) < 0.0
-        return np.where(flipped[:, None], -normals, normals), centers
+        count = len(self.faces)
+        corners = np.concatenate([face.points[:3] for face in self.faces])
+        middles = np.array([(face.points[0] + face.points[2]) / 2 for face in self.faces])
+        insides = np.array([face.inside for face in self.faces])
+        world = place.to_world(np.concatenate([corners, middles, insides]))
+        a, b, c = (world[k : 3 * count : 3] for k in range(3))
+        centers, insides = world[3 * count : 4 * count], world[4 * count :]
+        normals = np.cross(b - a, c - a)
+        normals /= np.maximum(np.sqrt((normals**2).sum(axis=1, keepdims=True)), 1e-9)
+        flipped = (normals * (centers - insides)).sum(axis=1, keepdims=True) < 0.0
+        return np.where(flipped, -normals, normals), centers
 
-    def _draw_face(self, canvas: Canvas, place: Place, face: Face, normal: np.ndarray, ident: int) -> None:
-        canvas.polygon(place.to_world(face.points), canvas.daylight.shade(face.color, normal), ident)
-        for decal in face.decals:
-            points = place.to_world(decal.points)
-            canvas.polygon(points, canvas.daylight.shade(decal.color, normal), ident)
-            if decal.lamp is not None:
-                canvas.lamp(points, *decal.lamp, ident)
+
+def _paint_parts(canvas: Canvas, place: Place, parts: list[tuple[Decal, float]], ident: int) -> None:
+    """Paint polygons under their light levels; one projection for all of them where nothing has to be clipped."""
+    world = place.to_world(np.concatenate([part.points for part, _ in parts]))
+    pixels = canvas.camera.project(world) if world[:, 2].min() >= NEAR else None
+    start, lit = 0, {}
+    for part, level in parts:
+        stop = start + len(part.points)
+        color, own = canvas.daylight.lit(part.color, level), ident
+        if part.emission is not None:
+            own = lit[part.emission] = lit.get(part.emission) or canvas.lit_id(ident, part.emission)
+        if pixels is None:
+            canvas.polygon(world[start:stop], color, own)
+        else:
+            canvas.fill([pixels[start:stop]], color, own)
+        if part.lamp is not None:
+            canvas.lamp(world[start:stop], *part.lamp, ident)
+        start = stop
 
 
 def circle(forward: float, right: float, up: float, radius: float, corners: int = 16) -> np.ndarray:

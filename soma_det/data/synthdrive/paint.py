@@ -13,7 +13,8 @@ PLATE = (226, 226, 218)
 
 HEAD_LIGHT = ((1.0, 0.93, 0.8), 1.0, "head")
 TAIL_LIGHT = ((1.0, 0.08, 0.05), 0.22, "tail")
-SIGN_LIGHT = ((1.0, 0.62, 0.15), 0.10, "window")
+SIGN_GLOW = (0.9, 0.5, 0.1)  # radiance of lit destination signs
+CABIN_GLOW = (0.42, 0.36, 0.26)  # of a bus cabin
 
 CAR_COLORS = (
     (228, 229, 228), (236, 236, 233), (168, 171, 175), (118, 122, 128), (66, 69, 74), (32, 33, 37), (44, 45, 50),

@@ -24,7 +24,8 @@ class Scene:
     """What the camera saw on a clear day, and the truth about it.
 
     image is (H, W, 3) uint8 RGB; depth (H, W) float32 meters along the optical axis, inf for the sky; boxes (M, 4) XYXY in
-    float pixels around what is visible; labels (M,) indices into CLASSES; road (H, W) bool.
+    float pixels around what is visible; labels (M,) indices into CLASSES; road (H, W) bool; emission (H, W, 3) float32 is the
+    linear radiance of lit windows at night.
     """
 
     image: np.ndarray
@@ -33,31 +34,36 @@ class Scene:
     labels: np.ndarray
     lights: list[Light]
     road: np.ndarray
+    emission: np.ndarray
 
 
-def render_scene(seed: int | Sequence[int], height: int = 270, width: int = 480) -> Scene:
-    """Render the clear-day scene of this seed; streets that show fewer than three objects are drawn again."""
+def render_scene(seed: int | Sequence[int], height: int = 270, width: int = 480, sun: bool = True) -> Scene:
+    """Render the daytime scene of this seed; streets that show fewer than three objects are drawn again.
+
+    Without `sun` the same scene lies under a closed cover of clouds and no shadows are cast: the light before which rain, fog
+    and night are put.
+    """
     if height < 64 or width < 64:
         raise ValueError(f"A scene needs at least 64 x 64 pixels, not {width} x {height}: choose a larger size.")
     entropy = [seed] if isinstance(seed, int) else list(seed)
     for attempt in range(8):
-        scene = _render(np.random.default_rng([*entropy, attempt]), height, width)
+        scene = _render(np.random.default_rng([*entropy, attempt]), height, width, sun)
         if len(scene.labels) >= MIN_OBJECTS:
             break
     return scene
 
 
-def _render(rng: np.random.Generator, height: int, width: int) -> Scene:
+def _render(rng: np.random.Generator, height: int, width: int, sun: bool) -> Scene:
     street = random_street(rng)
     actors = populate(street, rng, int(rng.integers(4, 11)))
     things = Surroundings(street, rng).build()
-    canvas = Canvas(_random_camera(rng, height, width), _random_daylight(rng))
+    canvas = Canvas(_random_camera(rng, height, width), _random_daylight(rng, sun))
     _paint_background(canvas, street, rng)
     idents, painted = _paint_things(canvas, actors, things)
     boxes, labels = _annotate(canvas, actors, idents, painted)
     depth = canvas.depth()
     image = finish.finish(canvas, depth, actors, things, rng)
-    return Scene(image, depth, boxes, labels, canvas.visible_lights(), canvas.ids() == ROAD)
+    return Scene(image, depth, boxes, labels, canvas.visible_lights(), canvas.ids() == ROAD, canvas.emission())
 
 
 def _random_camera(rng: np.random.Generator, height: int, width: int) -> Camera:
@@ -71,21 +77,23 @@ def _random_camera(rng: np.random.Generator, height: int, width: int) -> Camera:
     )
 
 
-def _random_daylight(rng: np.random.Generator) -> Daylight:
+def _random_daylight(rng: np.random.Generator, sun: bool) -> Daylight:
     """Sun at 20 to 65 degrees; one day in four is overcast; warm or cool white."""
     azimuth, elevation = float(rng.uniform(-np.pi, np.pi)), float(rng.uniform(0.35, 1.15))
-    overcast = rng.random() < 0.25
-    strength = float(rng.uniform(0.02, 0.10) if overcast else rng.uniform(0.30, 0.50))
-    warmth = float(rng.normal(0.0 if overcast else 0.02, 0.025))
-    sun = np.array([np.cos(elevation) * np.sin(azimuth), np.sin(elevation), np.cos(elevation) * np.cos(azimuth)])
-    return Daylight(sun, strength, float(rng.uniform(0.74, 0.86)), np.array([1.0 + warmth, 1.0, 1.0 - warmth]))
+    cloudy, veiled, bright = rng.random() < 0.25, float(rng.uniform(0.02, 0.10)), float(rng.uniform(0.30, 0.50))
+    warmth, ambient = float(rng.normal(0.0, 0.025)), float(rng.uniform(0.74, 0.86))
+    strength = (veiled if cloudy else bright) if sun else 0.0
+    direction = (np.cos(elevation) * np.sin(azimuth), np.sin(elevation), np.cos(elevation) * np.cos(azimuth))
+    return Daylight(tuple(map(float, direction)), strength, ambient, (1.0 + warmth, 1.0, 1.0 - warmth))
 
 
 def _paint_background(canvas: Canvas, street: Street, rng: np.random.Generator) -> None:
     overcast = canvas.daylight.strength < 0.2
-    clouds = float(rng.uniform(0.75, 1.0)) if overcast else float(rng.uniform(0.0, 0.7))
-    zenith = (150, 168, 190) if overcast else (float(rng.uniform(70, 112)), float(rng.uniform(132, 164)), float(rng.uniform(204, 226)))
-    horizon = (208, 214, 220) if overcast else (float(rng.uniform(196, 222)), float(rng.uniform(212, 226)), float(rng.uniform(224, 238)))
+    dense, loose = float(rng.uniform(0.75, 1.0)), float(rng.uniform(0.0, 0.7))
+    blue = tuple(float(rng.uniform(*limits)) for limits in ((70, 112), (132, 164), (204, 226)))
+    pale = tuple(float(rng.uniform(*limits)) for limits in ((196, 222), (212, 226), (224, 238)))
+    clouds = dense if overcast else loose
+    zenith, horizon = ((150, 168, 190), (208, 214, 220)) if overcast else (blue, pale)
     paint_sky(canvas, rng, clouds, zenith, horizon)
     paint_skyline(canvas, rng, street.kind)
     RoadPainter(canvas, street, rng).paint()
@@ -110,7 +118,7 @@ def _paint_things(canvas: Canvas, actors: list[Actor], things: list[Thing]) -> t
 
 def _annotate(canvas: Canvas, actors: list[Actor], idents: list[tuple[int, ...]], painted: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Boxes (M, 4) around visible pixels and labels (M,) of all road users that can be recognized."""
-    seen = np.ascontiguousarray(canvas.pixels[..., 3])
+    seen = canvas.things()
     boxes, labels = [], []
     for actor, own in zip(actors, idents):
         for label, ident in zip(actor.labels, own):

@@ -11,8 +11,8 @@ from soma_det.data.synthdrive.canvas import SKY, SUPERSAMPLING, Canvas
 
 def paint_sky(canvas: Canvas, rng: np.random.Generator, clouds: float, zenith, horizon) -> None:
     """Fill the canvas above the horizon: a gradient between two colors under clouds of this cover in [0, 1]."""
-    rows = max(2, min(canvas.camera.image_height, int(np.ceil(canvas.camera.horizon)) + 2))
-    columns = canvas.camera.image_width
+    rows = max(2, min(canvas.camera.image_height, int(np.ceil(canvas.camera.horizon)) + 2)) // 2 + 1
+    columns = (canvas.camera.image_width + 1) // 2
     elevation = np.linspace(1.0, 0.0, rows, dtype=np.float32)[:, None, None]
     blue = np.asarray(horizon, np.float32) + (np.asarray(zenith, np.float32) - np.asarray(horizon, np.float32)) * elevation**0.7
     cover = _cloud_cover(rng, rows, columns, clouds)[..., None]
@@ -21,7 +21,8 @@ def paint_sky(canvas: Canvas, rng: np.random.Generator, clouds: float, zenith, h
     grey = np.asarray(paint.mix((176, 182, 192), horizon, 0.2), np.float32)
     cloud = white + (grey - white) * (0.15 + 0.85 * texture * min(1.0, 0.35 + clouds * 0.7))
     sky = np.clip(blue + (cloud - blue) * cover, 0.0, 255.0).astype(np.uint8)
-    big = cv2.resize(sky, (columns * SUPERSAMPLING, rows * SUPERSAMPLING), interpolation=cv2.INTER_LINEAR)
+    big = cv2.resize(sky, (columns * 2 * SUPERSAMPLING, rows * 2 * SUPERSAMPLING), interpolation=cv2.INTER_LINEAR)
+    big = big[: canvas.pixels.shape[0], : canvas.pixels.shape[1]]
     canvas.pixels[: big.shape[0], :, :3] = big
     canvas.pixels[: big.shape[0], :, 3] = SKY
 
@@ -33,7 +34,7 @@ def _cloud_cover(rng: np.random.Generator, rows: int, columns: int, cover: float
     distance = (1.0 / (elevation + 0.12) * 46.0 + rng.uniform(0, 512)).astype(np.int32) % 512
     spread = np.linspace(-1.0, 1.0, columns)[None, :] * (60.0 + 90.0 / (elevation[:, None] + 0.25))
     across = (spread + rng.uniform(0, 512)).astype(np.int32) % 512
-    value = cv2.GaussianBlur(noise[distance[:, None], across], (0, 0), 1.2)
+    value = cv2.GaussianBlur(noise[distance[:, None], across], (0, 0), 0.7)
     threshold = 0.80 - 0.62 * cover
     return np.clip((value - threshold) / 0.22, 0.0, 1.0)
 

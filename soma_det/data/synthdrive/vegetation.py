@@ -40,16 +40,19 @@ def _leaves(canvas: Canvas, rng: np.random.Generator, center: np.ndarray, wide: 
         return
     u, v = canvas.camera.project(center[None])[0]
     scale = canvas.camera.focal / center[2]
+    if not -wide * scale < u < canvas.camera.image_width + wide * scale:
+        return
     detail = int(np.clip(wide * scale, 4, 60))
-    sun = canvas.daylight.sun
+    side = np.sign(canvas.daylight.sun[0]) * min(1.0, canvas.daylight.strength * 2)
+    base = canvas.daylight.level(_FRONT)
     for count, size, light in ((9 + detail // 6, 0.44, 0.68), (14 + detail, 0.20, 0.95), (10 + 2 * detail, 0.10, 1.12)):
         angle, radius = rng.uniform(0, 2 * np.pi, count), np.sqrt(rng.random(count)) * (1.02 - size * 0.7)
         across, up = radius * np.cos(angle), radius * np.sin(angle)
-        lit = light * (0.90 + 0.22 * up + 0.20 * across * np.sign(sun[0]) * min(1.0, canvas.daylight.strength * 2)) + rng.normal(0, 0.06, count)
-        grown = size * rng.uniform(0.7, 1.25, count)
-        for a, b, level, blob in zip(across, up, lit, grown):
-            color = canvas.daylight.shade(paint.darker(green, max(0.2, float(level))), _FRONT)
-            canvas.blob(u + a * wide * scale, v - b * high * scale, blob * wide * scale, blob * high * scale, color, ident)
+        level = base * np.maximum(0.2, light * (0.90 + 0.22 * up + 0.20 * across * side) + rng.normal(0, 0.06, count))
+        grown = size * rng.uniform(0.7, 1.25, count) * (wide + high) / 2 * scale
+        columns = zip((u + across * wide * scale).tolist(), (v - up * high * scale).tolist(), grown.tolist(), level.tolist())
+        for x, y, blob, shine in columns:
+            canvas.blob(x, y, blob, blob, canvas.daylight.lit(green, shine), ident)
 
 
 def _cone(canvas: Canvas, place: Place, rng: np.random.Generator, height: float, green, ident: int) -> None:

@@ -1,0 +1,169 @@
+"""Weight-decay annealing, layer freezing and clipping, on a model of two layers in Detectron2's own trainer."""
+
+import math
+
+import pytest
+import torch
+from detectron2.engine import SimpleTrainer
+from torch import nn
+
+from soma_det.engine.hooks import GradientClipping, LayerFreezing, WeightDecayAnnealing, annealed_weight_decay
+from soma_det.engine.optim import build_adamw
+
+
+class Toy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.second = nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 1)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x):
+        return {"loss": self.second(self.norm(self.first(x))).square().mean()}
+
+
+class Recorder(SimpleTrainer):
+    """Notes after each step what the test asks for."""
+
+    def after_step(self):
+        super().after_step()
+        self.notes.append(self.note())
+
+
+def train(model, hooks, iterations=4, note=lambda: None, optimizer=None):
+    data = [torch.randn(8, 4, generator=torch.Generator().manual_seed(i)) for i in range(50)]
+    trainer = Recorder(model, data, optimizer or torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5))
+    trainer.notes, trainer.note = [], note
+    trainer.register_hooks(hooks)
+    trainer.train(0, iterations)
+    return trainer
+
+
+def test_annealing_is_a_half_cosine_from_the_initial_value_to_the_final_one():
+    assert annealed_weight_decay(0.05, 1e-5, 0, 40) == pytest.approx(0.05)
+    assert annealed_weight_decay(0.05, 1e-5, 20, 40) == pytest.approx((0.05 + 1e-5) / 2)
+    assert annealed_weight_decay(0.05, 1e-5, 10, 40) == pytest.approx(1e-5 + (0.05 - 1e-5) * (1 + math.sqrt(0.5)) / 2)
+    assert annealed_weight_decay(0.05, 1e-5, 40, 40) == pytest.approx(1e-5)
+
+
+def test_every_group_anneals_from_its_own_value_and_zero_stays_zero():
+    model = Toy()
+    groups = [
+        {"params": model.first.parameters(), "weight_decay": 0.4, "name": "first"},
+        {"params": model.second.parameters(), "weight_decay": 0.0, "name": "second"},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=0.1)
+    trainer = train(
+        model,
+        [WeightDecayAnnealing(final=0.1)],
+        optimizer=optimizer,
+        note=lambda: [group["weight_decay"] for group in optimizer.param_groups],
+    )
+    expected = [0.1 + 0.3 * (1 + math.cos(math.pi * t / 4)) / 2 for t in range(4)]
+    assert [first for first, _ in trainer.notes] == pytest.approx(expected)
+    assert [second for _, second in trainer.notes] == [0.0] * 4
+    assert trainer.storage.latest()["weight_decay/first"][0] == pytest.approx(expected[-1])
+
+
+def test_annealing_resumed_from_the_optimizers_state_continues_the_curve():
+    model = Toy()
+    whole = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.4)
+    train(model, [WeightDecayAnnealing(0.1)], optimizer=whole)
+    resumed = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.4)
+    resumed.load_state_dict(whole.state_dict())  # with the annealed value of iteration 3 in it
+    assert resumed.param_groups[0]["weight_decay"] != 0.4
+    trainer = Recorder(model, [torch.randn(8, 4)] * 9, resumed)
+    trainer.notes, trainer.note = [], lambda: resumed.param_groups[0]["weight_decay"]
+    trainer.register_hooks([WeightDecayAnnealing(0.1)])
+    trainer.train(2, 4)
+    expected = [annealed_weight_decay(0.4, 0.1, t, 4) for t in (2, 3)]
+    assert trainer.notes == pytest.approx(expected)
+
+
+def test_layers_frozen_until_an_iteration_do_not_move_before_and_move_after():
+    model = Toy()
+    start = model.first.weight.detach().clone()
+    trainer = train(
+        model,
+        [LayerFreezing(["first", "dropout"], until=2)],
+        note=lambda: (torch.equal(model.first.weight, start), model.first.training, model.dropout.training),
+    )
+    assert [note[0] for note in trainer.notes] == [True, True, False, False]
+    assert [note[1:] for note in trainer.notes] == [(False, False)] * 2 + [(True, True)] * 2
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_thawed_layers_start_without_momentum_of_the_frozen_time():
+    model = Toy()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    train(model, [LayerFreezing(["first"], until=3)], optimizer=optimizer)
+    assert optimizer.state[model.first.weight]["step"] == 1
+    assert optimizer.state[model.second.weight]["step"] == 4
+
+
+def test_layers_frozen_for_good_stay_in_evaluation_mode_and_are_verified_at_the_end():
+    model = Toy()
+    model.first.requires_grad_(False)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    trainer = train(model, [LayerFreezing(["first"])], optimizer=optimizer, note=lambda: model.first.training)
+    assert trainer.notes == [False] * 4
+
+    class Meddler(LayerFreezing):
+        def after_step(self):
+            with torch.no_grad():
+                model.first.weight[0, 0] += 1
+
+    with pytest.raises(RuntimeError, match=r"Frozen modules have changed during training: \['first'\]"):
+        train(model, [Meddler(["first"])], optimizer=optimizer)
+
+
+def test_freezing_for_good_what_still_requires_gradients_is_refused_with_the_remedy():
+    with pytest.raises(ValueError, match="first is to be frozen for good.*call soma_det.modeling.freezing.freeze"):
+        train(Toy(), [LayerFreezing(["first"])])
+    with pytest.raises(ValueError, match="'frist' matches no module"):
+        train(Toy(), [LayerFreezing(["frist"])])
+
+
+def test_clipping_scales_all_gradients_together_and_ignores_dropped_ones():
+    model = Toy()
+    norms = []
+
+    def note():
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        norms.append(torch.stack([g.norm() for g in gradients]).norm().item())
+
+    trainer = train(model, [LayerFreezing(["first"], until=9), GradientClipping(0.01)], note=note)
+    assert norms == pytest.approx([0.01] * 4, rel=1e-3)
+    assert trainer.storage.latest()["gradient_norm"][0] > 0.01
+    assert model.first.weight.grad is None
+
+
+def test_optimizer_groups_follow_the_recipe():
+    model = nn.ModuleDict({"backbone": nn.ModuleDict({"vit": Toy(), "pyramid": nn.Linear(2, 2)}), "head": nn.LayerNorm(2)})
+    model["backbone"]["vit"].first.requires_grad_(False)
+    optimizer = build_adamw(model, lr=2e-4, weight_decay=0.05)
+    groups = {group["name"]: group for group in optimizer.param_groups}
+    assert {name: (group["lr"], group["weight_decay"]) for name, group in groups.items()} == {
+        "backbone": (1e-4, pytest.approx(0.01)),
+        "backbone_norm": (1e-4, 0),
+        "head": (2e-4, 0.05),
+        "head_norm": (2e-4, 0),
+    }
+    assert [len(groups[name]["params"]) for name in ("backbone", "backbone_norm", "head", "head_norm")] == [2, 2, 2, 2]
+
+
+def test_an_optimizer_without_anything_to_train_is_refused():
+    with pytest.raises(ValueError, match="every parameter of the model is frozen"):
+        build_adamw(nn.Linear(2, 2).requires_grad_(False), lr=1, weight_decay=0)
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: WeightDecayAnnealing(-1), "FINAL is -1"),
+        (lambda: LayerFreezing([], until=-3), "UNTIL is -3"),
+        (lambda: GradientClipping(0), "CLIP_VALUE is 0"),
+    ],
+)
+def test_wrong_values_name_the_key(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
