@@ -1,11 +1,14 @@
 """Every config key of this project in one place, and how a config file becomes a config."""
 
 import difflib
+import logging
 from typing import Callable, Sequence
 
 import yaml
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
+
+logger = logging.getLogger(__name__)
 
 DOMAINS = ("daytime_clear", "night_sunny", "dusk_rainy", "night_rainy", "daytime_foggy")
 CLASSES = ("bus", "bike", "car", "motor", "person", "rider", "truck")
@@ -35,12 +38,23 @@ def _add_model(cfg: CN) -> None:
     pyramid.OUT_CHANNELS = 256
 
     adapter = cfg.MODEL.ADAPTER = CN()
-    adapter.NAME = "soma"  # "soma", or "none": the ViT beyond MODEL.VIT.FROZEN_BLOCKS trains as a whole
+    adapter.NAME = "soma"  # the method; tools/train_net.py --help lists all, docs/adapters.md describes them
+    adapter.BLOCKS = []  # indices; empty: every block that is not frozen ("moa": every other one)
+    # Regular expressions of the linear layers in a block; empty: attention and MLP ("moa": query, key and value).
+    adapter.TARGETS = []
     adapter.RANK = 16
-    adapter.BLOCKS = []  # indices; empty: every block that is not frozen
-    adapter.TARGETS = [r"attn\.(qkv|q_proj|k_proj|v_proj|proj)", r"mlp\.(fc1|fc2|fc1_g|fc1_x)"]  # regular expressions
-    adapter.COMPONENTS = "minor"  # "minor" (SoMA), or the paper's ablations "major", "random"
     adapter.TRAIN_BIAS = True  # of the adapted layers
+    adapter.SOMA = CN()
+    adapter.SOMA.COMPONENTS = "minor"  # "minor" (SoMA), or the paper's ablations "major", "random"
+    adapter.MOA = CN()
+    adapter.MOA.EXPERTS = "kronecker"  # or "lora"
+    adapter.MOA.RANKS = [1, 2, 4, 8]  # one expert for each
+    adapter.REIN = CN()
+    adapter.REIN.TOKENS = 100  # for each block; their rank is RANK
+    adapter.VPT = CN()
+    adapter.VPT.TOKENS = 50  # for each block
+    adapter.ADAPTFORMER = CN()
+    adapter.ADAPTFORMER.WIDTH = 64  # features of the bottleneck
 
 
 def _add_data(cfg: CN) -> None:
@@ -88,6 +102,7 @@ def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CN:
         _merge(cfg, config_file, cfg.merge_from_file, config_file)
     _merge(cfg, "the command line", cfg.merge_from_list, list(opts))
     check_cfg(cfg)
+    _drop_late_steps(cfg)
     cfg.freeze()
     return cfg
 
@@ -97,6 +112,14 @@ def _merge(cfg: CN, source: str, merge: Callable, what) -> None:
         merge(what)
     except (KeyError, AssertionError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"Wrong setting in {source}: {_explain(error, cfg)}") from error
+
+
+def _drop_late_steps(cfg: CN) -> None:
+    """A shorter training keeps the steps that it reaches, as in newer versions of Detectron2; older ones refuse."""
+    late = [step for step in cfg.SOLVER.STEPS if step >= cfg.SOLVER.MAX_ITER]
+    if late:
+        logger.warning("SOLVER.STEPS %s lie beyond SOLVER.MAX_ITER %d and are left out.", late, cfg.SOLVER.MAX_ITER)
+        cfg.SOLVER.STEPS = tuple(step for step in cfg.SOLVER.STEPS if step not in late)
 
 
 def check_cfg(cfg: CN) -> None:

@@ -140,7 +140,7 @@ def draw_detections(
 
 
 def draw_ground_truth(image: np.ndarray, record: dict, classes: Sequence[str], width: int = 0) -> np.ndarray:
-    """The picture with the annotations of its record in Detectron2's format; ``width`` as in :func:`draw_detections`."""
+    """The picture with the annotations of its record (Detectron2's format); ``width`` as in :func:`draw_detections`."""
     return BoxVisualizer(image, classes, _scale(image, width)).draw_dataset_dict(record).get_image()
 
 

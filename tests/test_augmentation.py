@@ -140,7 +140,7 @@ def test_brightness_adds_and_contrast_multiplies_within_0_to_255():
 def test_contrast_comes_before_or_after_the_colors():
     # A saturation of 0 leaves the largest channel: min(255, 1.5 x 200) = 255 both ways, 1.5 x 100 = 150.
     assert pixel((200, 50, 0), contrast=1.5, saturation=0.0, contrast_first=True) == (255, 255, 255)
-    # Brightness 100: (200, 100, 100), value 200; turned by 120 degrees: (100, 200, 100); halved afterwards: (50, 100, 50).
+    # Brightness 100: (200, 100, 100); turned by 120 degrees: (100, 200, 100); halved afterwards: (50, 100, 50).
     assert pixel((100, 0, 0), brightness=100, contrast=0.5, hue=120, contrast_first=False) == (50, 100, 50)
 
 

@@ -59,3 +59,8 @@ def test_a_wrong_config_file_is_named(tmp_path, text):
     path.write_text("VERSION: 2\n" + text)
     with pytest.raises(ValueError, match="Wrong setting in .*mine.yaml"):
         setup_cfg(str(path))
+
+
+def test_a_shorter_training_leaves_out_the_steps_it_does_not_reach():
+    cfg = setup_cfg(str(ROOT / "configs" / "Base-SoMA.yaml"), ["SOLVER.MAX_ITER", "30000"])
+    assert cfg.SOLVER.STEPS == (24000,)

@@ -218,9 +218,7 @@ def test_when_no_picture_can_be_read_the_stream_stops_with_an_error(records):
         next(iter(train_loader(records)))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_picture_stops_an_evaluation_with_an_error_that_names_it(cfg, records, workers):
-    cfg.DATALOADER.NUM_WORKERS = workers
+def test_an_unreadable_picture_stops_an_evaluation_with_an_error_that_names_it(cfg, records):
     loader = build_test_loader(cfg, "loader_test_rainy_train")
     SPOIL["cut short"](Path(records[3]["file_name"]))
     with pytest.raises(UnreadablePictureError, match="d.jpg"):
@@ -263,6 +261,12 @@ def test_pictures_without_annotations_are_left_out_as_the_config_says(cfg, devki
 def test_a_missing_test_set_stops_a_training_before_it_starts(cfg):
     cfg.DATASETS.TEST = ("loader_test_rainy_test",)
     with pytest.raises(FileNotFoundError, match="test.txt"):
+        build_train_loader(cfg)
+
+
+def test_a_training_without_data_sets_is_an_error(cfg):
+    cfg.DATASETS.TRAIN = ()
+    with pytest.raises(ValueError, match="DATASETS.TRAIN is empty"):
         build_train_loader(cfg)
 
 

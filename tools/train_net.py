@@ -11,6 +11,7 @@ from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from soma_det.adapters import describe_adapters
 from soma_det.config import setup_cfg
 from soma_det.data import register_from_config
 from soma_det.engine import Trainer, load_model
@@ -35,6 +36,8 @@ Several processes without GPUs:
     torchrun --nproc-per-node 2 tools/train_net.py --config-file configs/demo.yaml
 
 The keys are listed in soma_det/config.py and in the README; all of Detectron2's own work too.
+
+How the ViT is adapted, MODEL.ADAPTER.NAME (docs/adapters.md):
 """
 
 
@@ -63,7 +66,7 @@ def main(args):
 
 def parse_args(argv=None):
     """Detectron2's arguments; a config file is required."""
-    parser = default_argument_parser(epilog="Examples:\n" + EXAMPLES)
+    parser = default_argument_parser(epilog=f"Examples:\n{EXAMPLES}{describe_adapters()}")
     parser.description = "Train a detector on its source domain and evaluate it in every weather."
     args = parser.parse_args(argv)
     if not args.config_file:

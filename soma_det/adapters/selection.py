@@ -47,6 +47,38 @@ def stacked_parts(name: str) -> int:
     return 3 if name.rsplit(".", 1)[-1] == "qkv" else 1
 
 
+def check_rank(rank: int, shape: Sequence[int]) -> None:
+    """Raise a ValueError unless ``rank`` is a rank that a weight of this shape (out, in) can have."""
+    if not 1 <= rank <= min(shape):
+        raise ValueError(
+            f"Rank {rank} is outside 1..{min(shape)}, the limits of a {shape[0]} x {shape[1]} "
+            "weight (a third of it for fused qkv): choose a smaller rank."
+        )
+
+
+def require_called(vit: nn.Module, layers: Sequence[str], method: str) -> None:
+    """Refuse layers whose weight the attention reads without calling them: an adapter around them would be passed by.
+
+    Raises:
+        ValueError: timm's EVA attention with a fused qkv and separate biases is among the layers.
+    """
+    for name in layers:
+        attention = vit.get_submodule(name.rpartition(".")[0])
+        if name.endswith(".qkv") and getattr(attention, "q_bias", None) is not None:
+            raise ValueError(
+                f"{method} cannot adapt {name}: this ViT's attention reads its weight directly. Leave qkv out of "
+                "MODEL.ADAPTER.TARGETS, or choose 'soma' or 'lora', which compose the weight."
+            )
+
+
+def parameter_names(vit: nn.Module, layers: Sequence[str], parts: Sequence[str], bias: bool) -> list[str]:
+    """Names of the given parameters of each layer and, if wanted and there is one, of its bias."""
+    names = [f"{layer}.{part}" for layer in layers for part in parts]
+    if bias:
+        names += [f"{layer}.bias" for layer in layers if vit.get_submodule(layer).bias is not None]
+    return names
+
+
 def replace_module(root: nn.Module, name: str, module: nn.Module) -> None:
     """Put ``module`` in the place of the submodule of ``root`` that has the dotted ``name``."""
     parent, _, child = name.rpartition(".")

@@ -17,7 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from soma_det.adapters.selection import ATTENTION_AND_MLP, replace_module, select_linears, stacked_parts
+from soma_det.adapters.registry import Adapter, register_adapter
+from soma_det.adapters.selection import (
+    ATTENTION_AND_MLP,
+    check_rank,
+    parameter_names,
+    replace_module,
+    select_linears,
+    stacked_parts,
+)
 
 COMPONENTS = ("minor", "major", "random")
 
@@ -72,11 +80,7 @@ def split_components(
 def _check_split(weight: Tensor, rank: int, components: str) -> None:
     if weight.ndim != 2:
         raise ValueError(f"Only a matrix can be split, not a weight of shape {tuple(weight.shape)}.")
-    if not 1 <= rank <= min(weight.shape):
-        raise ValueError(
-            f"Rank {rank} is outside 1..{min(weight.shape)}, the limits of a {weight.shape[0]} x {weight.shape[1]} "
-            "weight (a third of it for fused qkv): choose a smaller rank."
-        )
+    check_rank(rank, weight.shape)
     if components not in COMPONENTS:
         raise ValueError(f"Unknown components {components!r}: choose one of {COMPONENTS}.")
 
@@ -89,43 +93,27 @@ def _choose(available: int, rank: int, components: str, generator: torch.Generat
     return torch.randperm(available, generator=generator)[:rank]
 
 
-class SomaLinear(nn.Linear):
-    """A linear layer of which only a few singular components, and its bias, are trained.
+class ComposedLinear(nn.Linear):
+    """A linear layer with the weight residual + B A, of which only A, B and the bias can be trained.
 
-    A weight that stacks several (fused qkv) is decomposed part by part. ``weight`` is composed on the fly and stays
-    readable for code that uses it directly; what is stored are ``residual`` (out, in; frozen), ``a`` (parts, rank, in)
-    and ``b`` (parts, out / parts, rank). A dense state dict does not fit this layer, nor the reverse, on purpose: the
-    components would be counted twice.
+    ``weight`` is composed on the fly and stays readable for code that uses it directly; what is stored are ``residual``
+    (out, in; frozen), ``a`` (parts, rank, in) and ``b`` (parts, out / parts, rank), one pair for each of the weights
+    that the layer stacks. A dense state dict does not fit this layer, nor the reverse, on purpose: what A and B hold
+    would be counted twice.
     """
 
-    def __init__(
-        self,
-        linear: nn.Linear,
-        rank: int,
-        parts: int = 1,
-        components: str | None = "minor",
-        generator: torch.Generator | None = None,
-    ):
-        """Decompose ``linear``; with ``components`` None leave A and B at zero, for a checkpoint to fill them."""
+    def __init__(self, linear: nn.Linear, residual: Tensor, a: Tensor, b: Tensor):
         nn.Module.__init__(self)  # nn.Linear's would register a parameter named weight
-        if linear.out_features % parts:
-            raise ValueError(f"{linear.out_features} output features do not divide into {parts} stacked weights.")
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.rank, self.parts, self.components = rank, parts, components
-        weights = linear.weight.chunk(parts)
-        if components is None:
-            split = [_undecomposed(weight, rank) for weight in weights]
-        else:
-            split = [split_components(weight, rank, components, generator) for weight in weights]
-        residuals, a, b = zip(*split)
-        self.residual = nn.Parameter(torch.cat(residuals), requires_grad=False)
-        self.a = nn.Parameter(torch.stack(a))
-        self.b = nn.Parameter(torch.stack(b))
+        self.parts, self.rank = a.shape[:2]
+        self.residual = nn.Parameter(residual, requires_grad=False)
+        self.a = nn.Parameter(a)
+        self.b = nn.Parameter(b)
         self.bias = linear.bias
 
     @property
     def weight(self) -> Tensor:
-        """W_res + B A, (out, in); differentiable in A and B."""
+        """residual + B A, (out, in); differentiable in A and B."""
         return compose(self.residual, self.a, self.b)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -141,7 +129,37 @@ class SomaLinear(nn.Linear):
         return linear.train(self.training)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, rank={self.rank}, parts={self.parts}, components={self.components}"
+        return f"{super().extra_repr()}, rank={self.rank}, parts={self.parts}"
+
+
+class SomaLinear(ComposedLinear):
+    """A linear layer of which only a few singular components, and its bias, are trained.
+
+    A weight that stacks several (fused qkv) is decomposed part by part.
+    """
+
+    def __init__(
+        self,
+        linear: nn.Linear,
+        rank: int,
+        parts: int = 1,
+        components: str | None = "minor",
+        generator: torch.Generator | None = None,
+    ):
+        """Decompose ``linear``; with ``components`` None leave A and B at zero, for a checkpoint to fill them."""
+        if linear.out_features % parts:
+            raise ValueError(f"{linear.out_features} output features do not divide into {parts} stacked weights.")
+        weights = linear.weight.chunk(parts)
+        if components is None:
+            split = [_undecomposed(weight, rank) for weight in weights]
+        else:
+            split = [split_components(weight, rank, components, generator) for weight in weights]
+        residuals, a, b = zip(*split)
+        super().__init__(linear, torch.cat(residuals), torch.stack(a), torch.stack(b))
+        self.components = components
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, components={self.components}"
 
 
 def _undecomposed(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -180,7 +198,7 @@ class _ComposedLinear(torch.autograd.Function):
             if ctx.needs_input_grad[2]:
                 by_part = flat_grad.view(-1, parts, residual.shape[0] // parts).transpose(0, 1)  # (parts, N, out/parts)
                 grad_a = ((by_part @ b.to(grad_y.dtype)).transpose(1, 2) @ flat_x).to(a.dtype)
-                x_a = (flat_x @ a.to(x.dtype).view(-1, d_in).T).view(-1, parts, rank).transpose(0, 1)  # (parts, N, rank)
+                x_a = (flat_x @ a.to(x.dtype).view(-1, d_in).T).view(-1, parts, rank).transpose(0, 1)  # (parts, N, r)
                 grad_b = (by_part.transpose(1, 2) @ x_a).to(b.dtype)
             if ctx.has_bias and ctx.needs_input_grad[4]:
                 grad_bias = flat_grad.sum(0)
@@ -222,7 +240,8 @@ def inject_soma(
         linear = vit.get_submodule(name)
         layer = SomaLinear(linear, rank, stacked_parts(name), components if decompose else None, generator)
         replace_module(vit, name, layer)
-    logger.info("SoMA: rank %d, %s components of %d layers in %d blocks", rank, components, len(names), len(set(blocks)))
+    what = f"{len(names)} layers in {len(set(blocks))} blocks"
+    logger.info("SoMA: rank %d, %s components of %s", rank, components, what)
     return names
 
 
@@ -235,9 +254,39 @@ def merge_soma(model: nn.Module) -> list[str]:
     Raises:
         ValueError: the model has no SoMA layers.
     """
-    names = [name for name, module in model.named_modules() if isinstance(module, SomaLinear)]
+    return merge_composed(model, SomaLinear)
+
+
+def merge_composed(model: nn.Module, kind: type[ComposedLinear]) -> list[str]:
+    """As :func:`merge_soma`, for layers of this kind."""
+    names = [name for name, module in model.named_modules() if isinstance(module, kind)]
     if not names:
-        raise ValueError("Nothing to merge: the model has no SoMA layers.")
+        raise ValueError(f"Nothing to merge: the model has no {kind.__name__} layers.")
     for name in names:
         replace_module(model, name, model.get_submodule(name).merged())
     return names
+
+
+def _inject(
+    vit: nn.Module,
+    blocks: Sequence[int],
+    rank: int = 16,
+    targets: Sequence[str] = ATTENTION_AND_MLP,
+    train_bias: bool = True,
+    components: str = "minor",
+    seed: int = 0,
+    decompose: bool = True,
+) -> list[str]:
+    layers = inject_soma(vit, rank, blocks, targets, components, seed, decompose)
+    return parameter_names(vit, layers, ("a", "b"), train_bias)
+
+
+register_adapter(
+    Adapter(
+        "soma",
+        "the smallest singular components of each weight (SoMA)",
+        _inject,
+        options=("blocks", "rank", "targets", "train_bias", "components", "seed", "decompose"),
+        merge=merge_soma,
+    )
+)

@@ -1,8 +1,8 @@
 """Augmentations of the SoMA detection recipe, and the resizing for evaluation.
 
-The recipe (arXiv 2412.04077; github.com/ysj9909/SoMA, DGOD/configs/_base_/datasets/daytime_clear_1024x1024.py): resize so
-that the picture fits into 0.1 to 2.0 times the crop, crop, flip, pad with gray 114, distort colors. Here the colors are
-distorted before padding, which costs less and leaves the padding gray.
+The recipe (arXiv 2412.04077; github.com/ysj9909/SoMA, DGOD/configs/_base_/datasets/daytime_clear_1024x1024.py): resize
+so that the picture fits into 0.1 to 2.0 times the crop, crop, flip, pad with gray 114, distort colors. Here the colors
+are distorted before padding, which costs less and leaves the padding gray.
 """
 
 from typing import Sequence
@@ -125,6 +125,9 @@ class PhotometricTransform(T.Transform):
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         return coords
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        return segmentation  # the default would color the labels
 
 
 def _turn_colors(image: np.ndarray, saturation: float, hue: float) -> np.ndarray:

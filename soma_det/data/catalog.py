@@ -9,7 +9,7 @@ import json
 import os
 import pickle
 from pathlib import Path
-from typing import Sequence
+from typing import NamedTuple, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -26,6 +26,15 @@ COCO_KEYS = {
 }
 
 _registered: dict[str, tuple] = {}  # name: what this module registered under it
+
+
+class WeatherSource(NamedTuple):
+    """Where a weather data set comes from: the arguments of load_voc_domain."""
+
+    root: str
+    domain: str
+    split: str
+    classes: tuple[str, ...]
 
 
 def register_from_config(cfg: CfgNode) -> None:
@@ -80,9 +89,9 @@ def register_weather_datasets(prefix: str, root: str, domains: Sequence[str], cl
     for domain in domains:
         for split in dict.fromkeys((*SPLITS, *_splits_on_disk(root, domain))):
             names.append(f"{prefix}_{domain}_{split}")
-            source = (root, domain, split, classes)
+            source = WeatherSource(root, domain, split, classes)
             if _make_room(names[-1], source):
-                DatasetCatalog.register(names[-1], functools.partial(_load_weather, *source))
+                DatasetCatalog.register(names[-1], functools.partial(_load_weather, source))
                 MetadataCatalog.get(names[-1]).set(
                     thing_classes=list(classes), domain=domain, split=split, evaluator_type="weather"
                 )
@@ -115,21 +124,20 @@ def check_data_exists(names: Sequence[str]) -> None:
     For the start of a training: a test set that is not there would otherwise be noticed at the first evaluation.
     """
     for name in names:
-        source = _registered.get(name, ())
-        if len(source) == 4:
-            root, domain, split, _ = source
-            find_list(root, domain, split)
+        source = _registered.get(name)
+        if isinstance(source, WeatherSource):
+            find_list(source.root, source.domain, source.split)
 
 
-def _load_weather(*source) -> list[dict]:
-    return pickle.loads(_load_weather_once(*source))
+def _load_weather(source: WeatherSource) -> list[dict]:
+    return pickle.loads(_load_weather_once(source))
 
 
 @functools.lru_cache(maxsize=None)
-def _load_weather_once(root: str, domain: str, split: str, classes: tuple[str, ...]) -> bytes:
+def _load_weather_once(source: WeatherSource) -> bytes:
     # Detectron2 asks for a data set each time it builds a loader or an evaluator. Kept as bytes, the records take a
     # fraction of the memory, forked loader workers do not copy them page by page, and every caller gets its own.
-    return pickle.dumps(load_voc_domain(root, domain, split, classes), protocol=-1)
+    return pickle.dumps(load_voc_domain(*source), protocol=-1)
 
 
 def _splits_on_disk(root: str, domain: str) -> list[str]:

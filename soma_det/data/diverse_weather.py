@@ -115,8 +115,8 @@ class LoadReport:
         if count > MAX_SKIPPED_SHARE * self.listed:
             raise OSError(
                 f"{count} of the {self.listed} pictures listed for {self.name} cannot be used, more than "
-                f"{MAX_SKIPPED_SHARE:.0%}: {self._skipped_words()}. The copy seems incomplete: unpack it again, or take "
-                "these names off the list."
+                f"{MAX_SKIPPED_SHARE:.0%}: {self._skipped_words()}. The copy seems incomplete: unpack it again, or "
+                "take these names off the list."
             )
         if not self.boxes:
             raise ValueError(

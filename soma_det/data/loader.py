@@ -33,8 +33,10 @@ def build_train_loader(cfg: CfgNode) -> "TrainLoader":
 
     Raises:
         FileNotFoundError: a data set of DATASETS.TRAIN, or one of DATASETS.TEST, is not on disk.
-        ValueError: the batch cannot be shared equally by the processes, or a setting of INPUT is wrong.
+        ValueError: DATASETS.TRAIN is empty, the processes cannot share a batch equally, or a setting of INPUT is wrong.
     """
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError("DATASETS.TRAIN is empty: name at least one data set to train on.")
     check_data_exists([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     records = get_detection_dataset_dicts(
         list(cfg.DATASETS.TRAIN), filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
@@ -117,8 +119,8 @@ class TrainLoader:
         world_size = comm.get_world_size()
         if total_batch_size < 1 or total_batch_size % world_size:
             raise ValueError(
-                f"SOLVER.IMS_PER_BATCH is {total_batch_size}, which {world_size} processes cannot share equally: set it "
-                f"to a multiple of {world_size}, or change the number of processes."
+                f"SOLVER.IMS_PER_BATCH is {total_batch_size}, which {world_size} processes cannot share equally: set "
+                f"it to a multiple of {world_size}, or change the number of processes."
             )
         self.total_batch_size = total_batch_size
         self.seed = seed

@@ -44,7 +44,9 @@ def picture_size(path: str | Path) -> tuple[int, int]:
 
 
 def read_objects(path: str | Path, faults: Counter) -> list[tuple[str, Box]]:
-    """The (class name, box) pairs of an annotation file, boxes as written: (xmin, ymin, xmax, ymax), 1-based, inclusive.
+    """The (class name, box) pairs of an annotation file.
+
+    Boxes are as written: (xmin, ymin, xmax, ymax), 1-based, inclusive.
 
     Objects without a name or without four finite numbers are left out. Of doubled tags the first counts. Both are
     counted in ``faults``. The flags "difficult" and "truncated" are not looked at: the weather benchmarks score on full

@@ -7,14 +7,14 @@ Nothing is ever moved, so boxes stay valid. Randomness comes from the given gene
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
 CONTRAST_THRESHOLD = 0.02  # Koschmieder's limit of what an eye tells from the background
 _FOCAL_SHARE = 0.95  # focal length over picture width that is assumed for lamps and rain
-_LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)
+_LUMINANCE = (0.2126, 0.7152, 0.0722)  # of linear sRGB (ITU-R BT.709)
 
 
 def to_linear(image: np.ndarray) -> np.ndarray:
@@ -91,8 +91,8 @@ def expose(image: np.ndarray, gain: float | Sequence[float]) -> np.ndarray:
 @_on_radiance
 def blue_shift(image: np.ndarray, share: float) -> np.ndarray:
     """Night's tone: a share of each color is replaced by bluish grey (Jensen et al., Night Rendering, 2000)."""
-    grey = (image @ _LUMINANCE)[..., None] * np.array([0.82, 0.96, 1.24], np.float32)
-    return image + share * (grey - image)
+    mixing = (1.0 - share) * np.eye(3) + share * np.outer((0.82, 0.96, 1.24), _LUMINANCE)
+    return cv2.transform(image, mixing.astype(np.float32))
 
 
 @_on_radiance
@@ -123,13 +123,15 @@ def street_lighting(image: np.ndarray, depth: np.ndarray, lights: Sequence[Any],
     """Light that lamps throw on their surroundings, falling with the square of the distance from each lamp.
 
     lights: objects with x, y (pixels), depth (meters), color (linear RGB) and power, as SynthDrive's scenes have; distances
-    in the world follow from the depths under a focal length of 0.95 picture widths. Lamps of other kinds than "street" and
-    "window" shine away from what the picture shows.
+    in the world follow from the depths under a focal length of 0.95 picture widths. Only the nearest six lamps of kind
+    "street" count: others shine away from what the picture shows.
     """
-    added = np.zeros_like(image)
-    for light in (light for light in lights if light.kind in ("street", "window")):
-        added += _pool_of_light(depth, light)[..., None] * np.asarray(light.color, np.float32)
-    return image * (1.0 + power * added)
+    street = sorted((light for light in lights if light.kind == "street"), key=lambda light: light.depth)[:6]
+    if not street:
+        return image
+    pools = np.stack([_pool_of_light(depth, light) for light in street], axis=2)
+    colors = np.asarray([light.color for light in street], np.float32)
+    return image + image * (power * (pools @ colors))
 
 
 def _pool_of_light(depth: np.ndarray, light: Any) -> np.ndarray:
@@ -162,16 +164,8 @@ def _draw_sources(shape: tuple[int, ...], lights: Sequence[Any], power: float) -
     sources = np.zeros(shape, np.float32)
     scale = shape[0] / 270.0
     for light in sorted(lights, key=lambda light: -light.depth):
-        peak = tuple(
-            float(channel) * power * light.power * (1.5 if light.kind == "window" else 9.0) for channel in light.color
-        )
+        peak = tuple(float(channel) * power * light.power * 9.0 for channel in light.color)
         half = (max(light.width / 2, 0.55 * scale), max(light.height / 2, 0.55 * scale))
-        if light.kind == "window":
-            corner = (round(light.x - half[0]), round(light.y - half[1]))
-            opposite = (round(light.x + half[0]) - 1, round(light.y + half[1]) - 1)
-            if opposite[0] >= corner[0] and opposite[1] >= corner[1]:
-                cv2.rectangle(sources, corner, opposite, peak, -1)
-            continue
         center, axes = (int(light.x * 16) - 8, int(light.y * 16) - 8), (int(half[0] * 16), int(half[1] * 16))
         cv2.ellipse(sources, center, axes, 0, 0, 360, peak, -1, cv2.LINE_8, 4)
     return sources
@@ -186,6 +180,17 @@ def _halo(sources: np.ndarray) -> np.ndarray:
         small = cv2.GaussianBlur(small, (0, 0), sigma)
         spread += share * cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
     return spread
+
+
+@_on_radiance
+def lit_windows(image: np.ndarray, emission: np.ndarray, glow: float = 1.0) -> np.ndarray:
+    """Windows that shine with radiance `emission` (H, W, 3), and a faint halo; light adds up."""
+    if not emission.any():
+        return image
+    height, width = image.shape[:2]
+    small = cv2.resize(emission, (width // 4, height // 4), interpolation=cv2.INTER_AREA)
+    halo = cv2.resize(cv2.GaussianBlur(small, (0, 0), height / 110.0), (width, height), interpolation=cv2.INTER_LINEAR)
+    return image + emission + 0.2 * glow * halo
 
 
 @_on_radiance
@@ -205,12 +210,12 @@ def sensor_noise(image: np.ndarray, rng: np.random.Generator, full_well: float, 
 def rain_veil(image: np.ndarray, depth: np.ndarray, rate: float, airlight: Sequence[float]) -> np.ndarray:
     """Attenuation by rain too far off to be seen as drops: fog of extinction 0.312 R^0.67 per km (Weber et al., 2015).
 
-    rate R in mm/h, from drizzle (2) to a cloudburst (100); spray and mist near the road multiply the extinction by 10, as
-    dash-camera pictures show far less distance than the drops alone would hide.
+    rate R in mm/h, from drizzle (2) to a cloudburst (100); spray and mist near the road multiply the extinction by 4, as
+    pictures from cars show less distance than the drops alone would hide.
     """
     if rate < 0.0:
         raise ValueError(f"The rain rate is at least 0 mm/h, not {rate}.")
-    extinction = 10.0 * 0.312 * rate**0.67 / 1000.0
+    extinction = 4.0 * 0.312 * rate**0.67 / 1000.0
     return fog(image, depth, 3.912 / max(extinction, 1e-9), airlight)
 
 
@@ -253,37 +258,33 @@ def _add_streak(alpha: np.ndarray, depth: np.ndarray, distance: float, start, en
 def lens_drops(image: np.ndarray, rng: np.random.Generator, count: int) -> np.ndarray:
     """Drops on the windshield: each shows the scene upside down, wide and out of focus (Halimeh and Roser, 2009)."""
     height, width = image.shape[:2]
-    sharpness, offset = np.zeros((height, width), np.float32), np.zeros((height, width, 2), np.float32)
+    blurred = cv2.GaussianBlur(
+        cv2.resize(image, (width // 2, height // 2), interpolation=cv2.INTER_AREA), (0, 0), height / 200.0
+    )
+    wet = image.copy()
     for _ in range(count):
-        radius = height * float(rng.uniform(0.010, 0.042))
-        _add_drop(
-            sharpness,
-            offset,
-            float(rng.uniform(0, width)),
-            float(rng.uniform(0, height)),
-            radius,
-            float(rng.uniform(0.9, 1.5)),
-        )
-    grid = np.stack(np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)), axis=2)
-    blurred = cv2.GaussianBlur(image, (0, 0), height / 120.0)
-    target = grid + offset
-    refracted = cv2.remap(blurred, target[..., 0], target[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
-    alpha = cv2.GaussianBlur(sharpness, (0, 0), height / 330.0)[..., None]
-    return image + alpha * (0.93 * refracted - image)
+        center = float(rng.uniform(0, width)), float(rng.uniform(0, height))
+        _add_drop(wet, blurred, center, height * float(rng.uniform(0.010, 0.042)), float(rng.uniform(0.9, 1.5)))
+    return wet
 
 
-def _add_drop(cover: np.ndarray, offset: np.ndarray, x: float, y: float, radius: float, stretch: float) -> None:
-    """Add one drop's cover and the shift (in pixels) to the point of the scene that it refracts."""
-    height, width = cover.shape
-    reach_x, reach_y = int(radius) + 2, int(radius * stretch) + 2
-    x0, x1 = max(0, int(x) - reach_x), min(width, int(x) + reach_x + 1)
-    y0, y1 = max(0, int(y) - reach_y), min(height, int(y) + reach_y + 1)
-    dx = np.arange(x0, x1, dtype=np.float32) - x
-    dy = (np.arange(y0, y1, dtype=np.float32) - y)[:, None]
-    inside = (dx / radius) ** 2 + (dy / (radius * stretch)) ** 2 < 1.0
-    cover[y0:y1, x0:x1][inside] = 0.9
-    magnified = np.stack(np.broadcast_arrays(-dx * 4.0, -dy * 4.0), axis=2)
-    offset[y0:y1, x0:x1][inside] = magnified[inside]
+def _add_drop(
+    image: np.ndarray, blurred: np.ndarray, center: tuple[float, float], radius: float, stretch: float
+) -> None:
+    """Paint one drop in place; `blurred` is the scene at half the size."""
+    height, width = image.shape[:2]
+    x0, x1 = max(0, int(center[0] - radius) - 1), min(width, int(center[0] + radius) + 3)
+    y0, y1 = max(0, int(center[1] - radius * stretch) - 1), min(height, int(center[1] + radius * stretch) + 3)
+    dx = np.arange(x0, x1, dtype=np.float32) - center[0]
+    dy = np.arange(y0, y1, dtype=np.float32) - center[1]
+    columns = ((center[0] - 4.0 * dx) * 0.5).clip(0, blurred.shape[1] - 1).astype(np.intp)
+    rows = ((center[1] - 4.0 * dy) * 0.5).clip(0, blurred.shape[0] - 1).astype(np.intp)
+    distance = np.sqrt((dx / radius) ** 2 + (dy[:, None] / (radius * stretch)) ** 2)
+    cover = np.clip((1.0 - distance) * radius, 0.0, 0.9)[..., None].astype(np.float32)
+    refracted = blurred[rows[:, None], columns] * (1.0 - 0.35 * np.minimum(distance, 1.0) ** 4)[..., None].astype(
+        np.float32
+    )
+    image[y0:y1, x0:x1] += cover * (refracted - image[y0:y1, x0:x1])
 
 
 @_on_radiance
@@ -296,17 +297,25 @@ def wet_road(
     is seen so flat that most light is mirrored. Each column of road (H, W) bool is mirrored at its upper end.
     """
     height, width = image.shape[:2]
-    rows = np.arange(height)[:, None]
-    contact = np.maximum.accumulate(np.where(road, -1, rows), axis=0)
-    source = np.clip(2 * contact - rows, 0, height - 1)
-    mirrored = np.take_along_axis(image, np.repeat(source[..., None], 3, axis=2), axis=0)
-    mirrored = cv2.GaussianBlur(mirrored, (0, 0), sigmaX=height / 200.0, sigmaY=height / 32.0)
-    cosine = np.clip(1.5 / np.maximum(depth, 1.5), 0.0, 1.0)
+    cosine = np.minimum(1.5 / np.maximum(depth, 1.5), 1.0)
     ripples = cv2.resize(rng.random((24, 40), dtype=np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
     share = (0.06 + 0.94 * (1.0 - cosine) ** 5) * wetness * (0.45 + 0.55 * np.clip(ripples, 0.0, 1.0))
-    share = cv2.GaussianBlur((share * road).astype(np.float32), (0, 0), height / 270.0)[..., None] * road[..., None]
-    darkened = image * (1.0 - 0.45 * wetness * road[..., None])
-    return darkened * (1.0 - share) + mirrored * share
+    share = cv2.GaussianBlur((share * road).astype(np.float32), (0, 0), height / 270.0) * road
+    keep = (1.0 - 0.45 * wetness * road) * (1.0 - share)
+    return image * keep[..., None].astype(np.float32) + _mirrored(image, road) * share[..., None].astype(np.float32)
+
+
+def _mirrored(image: np.ndarray, road: np.ndarray) -> np.ndarray:
+    """What a rippled film of water mirrors: each column flipped at the upper end of its road, and smeared; at half size."""
+    height, width = image.shape[:2]
+    small = cv2.resize(image, ((width + 1) // 2, (height + 1) // 2), interpolation=cv2.INTER_AREA)
+    half = road[::2, ::2]
+    rows = np.arange(len(half), dtype=np.int32)[:, None]
+    contact = np.maximum.accumulate(np.where(half, -1, rows), axis=0)
+    source = np.clip(2 * contact - rows, 0, len(half) - 1)
+    flipped = small[source, np.arange(half.shape[1])]
+    flipped = cv2.GaussianBlur(flipped, (0, 0), sigmaX=height / 400.0, sigmaY=height / 64.0)
+    return cv2.resize(flipped, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 @_on_radiance
@@ -321,55 +330,65 @@ def low_sky(image: np.ndarray, depth: np.ndarray, top: Sequence[float], bottom: 
     return np.where(sky[..., None], image * factor, image)
 
 
-def _clear_day(image, depth, rng, lights, road) -> np.ndarray:
+class Surroundings(NamedTuple):
+    """What an effect may know about a scene besides its picture; see `apply_weather`."""
+
+    depth: np.ndarray
+    lights: list[Any]
+    road: np.ndarray
+    emission: np.ndarray
+
+
+def _clear_day(image: np.ndarray, scene: Surroundings, rng: np.random.Generator) -> np.ndarray:
     return sensor_noise(image, rng, full_well=float(rng.uniform(9000, 20000)))
 
 
-def _night(image, depth, lights, rng) -> np.ndarray:
-    """Radiance before lamps that look into the camera: dark ambient light, the own beam, street lamps."""
+def _night(image: np.ndarray, scene: Surroundings, rng: np.random.Generator, glow: float) -> np.ndarray:
+    """Dark ambient light, the own beam, street lamps, lit windows, and lamps that look into the camera."""
     albedo = np.minimum(image, 0.7)
-    ambient = low_sky(blue_shift(image, 0.55), depth, (0.10, 0.13, 0.26), (0.62, 0.52, 0.50))
-    ambient = ambient * float(rng.uniform(0.016, 0.034))
-    beam = headlamps(albedo, depth, 1.0) - albedo
-    lit = street_lighting(albedo, depth, lights) - albedo
-    solid = ~np.isinf(depth)[..., None]
-    return ambient + solid * (float(rng.uniform(0.28, 0.42)) * beam + float(rng.uniform(0.07, 0.12)) * lit)
+    ambient = low_sky(blue_shift(image, 0.5), scene.depth, (0.16, 0.20, 0.34), (0.75, 0.62, 0.56))
+    ambient = ambient * float(rng.uniform(0.02, 0.045))
+    beam = headlamps(albedo, scene.depth) - albedo
+    lit = street_lighting(albedo, scene.depth, scene.lights) - albedo
+    solid = ~np.isinf(scene.depth)[..., None]
+    dark = ambient + solid * (float(rng.uniform(0.28, 0.45)) * beam + float(rng.uniform(0.14, 0.24)) * lit)
+    dark = lit_windows(dark, scene.emission * (0.35 + image), glow)
+    return lamps(dark, scene.lights, power=0.6, glow=glow)
 
 
-def _clear_night(image, depth, rng, lights, road) -> np.ndarray:
-    dark = lamps(_night(image, depth, lights, rng), lights, power=0.55, glow=0.55)
-    return sensor_noise(dark, rng, full_well=float(rng.uniform(500, 1100)))
+def _clear_night(image: np.ndarray, scene: Surroundings, rng: np.random.Generator) -> np.ndarray:
+    return sensor_noise(_night(image, scene, rng, glow=0.5), rng, full_well=float(rng.uniform(900, 2500)))
 
 
-def _rainy_dusk(image, depth, rng, lights, road) -> np.ndarray:
-    rate = float(rng.uniform(8.0, 25.0))
-    gain = float(rng.uniform(0.13, 0.24))
-    dusk = low_sky(blue_shift(image, 0.45), depth, (0.72, 0.76, 0.92), (1.05, 0.98, 0.95))
-    dusk = expose(dusk, (0.92 * gain, 0.97 * gain, 1.12 * gain))
-    dusk = lamps(dusk, lights, power=0.45, glow=0.5)
-    dusk = wet_road(dusk, road, depth, rng, wetness=float(rng.uniform(0.7, 1.0)))
-    dusk = rain_veil(dusk, depth, rate, airlight=(0.80 * gain, 0.84 * gain, 0.92 * gain))
-    dusk = rain_streaks(dusk, depth, rng, rate, light=0.9 * gain, slant=float(rng.normal(0.0, 0.12)))
+def _rainy_dusk(image: np.ndarray, scene: Surroundings, rng: np.random.Generator) -> np.ndarray:
+    rate, gain = float(rng.uniform(5.0, 20.0)), float(rng.uniform(0.16, 0.30))
+    dusk = low_sky(blue_shift(image, 0.22), scene.depth, (0.66, 0.72, 0.92), (1.08, 0.98, 0.94))
+    dusk = expose(dusk, (0.94 * gain, 0.97 * gain, 1.10 * gain))
+    dusk = lamps(lit_windows(dusk, scene.emission * (0.25 + image)), scene.lights, power=0.5, glow=0.5)
+    dusk = wet_road(dusk, scene.road, scene.depth, rng, wetness=float(rng.uniform(0.7, 1.0)))
+    dusk = rain_veil(dusk, scene.depth, rate, airlight=(0.72 * gain, 0.76 * gain, 0.86 * gain))
+    dusk = rain_streaks(dusk, scene.depth, rng, rate, light=0.9 * gain, slant=float(rng.normal(0.0, 0.12)))
     dusk = lens_drops(dusk, rng, int(rng.integers(4, 22)))
-    return sensor_noise(dusk, rng, full_well=float(rng.uniform(1500, 3000)))
+    return sensor_noise(dusk, rng, full_well=float(rng.uniform(1500, 4000)))
 
 
-def _rainy_night(image, depth, rng, lights, road) -> np.ndarray:
-    rate = float(rng.uniform(8.0, 30.0))
-    dark = lamps(_night(image, depth, lights, rng), lights, power=0.6, glow=0.9)
-    dark = wet_road(dark, road, depth, rng, wetness=float(rng.uniform(0.8, 1.0)))
-    dark = rain_veil(dark, depth, rate, airlight=(0.022, 0.022, 0.026))
-    dark = rain_streaks(dark, depth, rng, rate, light=0.10, slant=float(rng.normal(0.0, 0.12)))
+def _rainy_night(image: np.ndarray, scene: Surroundings, rng: np.random.Generator) -> np.ndarray:
+    rate = float(rng.uniform(5.0, 25.0))
+    dark = wet_road(
+        _night(image, scene, rng, glow=0.9), scene.road, scene.depth, rng, wetness=float(rng.uniform(0.8, 1.0))
+    )
+    dark = rain_veil(dark, scene.depth, rate, airlight=(0.022, 0.022, 0.026))
+    dark = rain_streaks(dark, scene.depth, rng, rate, light=0.14, slant=float(rng.normal(0.0, 0.12)))
     dark = lens_drops(dark, rng, int(rng.integers(6, 28)))
-    return sensor_noise(dark, rng, full_well=float(rng.uniform(400, 900)))
+    return sensor_noise(dark, rng, full_well=float(rng.uniform(700, 1800)))
 
 
-def _foggy_day(image, depth, rng, lights, road) -> np.ndarray:
-    visibility = float(np.exp(rng.uniform(np.log(60.0), np.log(220.0))))
-    level = float(rng.uniform(0.52, 0.74))
-    flat = expose(blue_shift(image, 0.15), level / 0.74)
-    flat = lamps(flat, [light for light in lights if light.kind in ("head", "tail")], power=0.25, glow=0.6)
-    hazy = fog(flat, depth, visibility, airlight=(0.97 * level, level, 1.02 * level))
+def _foggy_day(image: np.ndarray, scene: Surroundings, rng: np.random.Generator) -> np.ndarray:
+    visibility = float(np.exp(rng.uniform(np.log(60.0), np.log(240.0))))
+    level = float(rng.uniform(0.50, 0.74))
+    flat = expose(blue_shift(image, 0.12), level / 0.74)
+    flat = lamps(flat, [light for light in scene.lights if light.kind != "street"], power=0.25, glow=0.6)
+    hazy = fog(flat, scene.depth, visibility, airlight=(0.97 * level, level, 1.02 * level))
     return sensor_noise(hazy, rng, full_well=float(rng.uniform(5000, 12000)))
 
 
@@ -389,11 +408,12 @@ def apply_weather(
     rng: np.random.Generator,
     lights: Sequence[Any] | None = None,
     road: np.ndarray | None = None,
+    emission: np.ndarray | None = None,
 ) -> np.ndarray:
     """Turn a clear-day picture (H, W, 3) RGB into one of the given domain; uint8 stays uint8, float stays linear float.
 
-    depth (H, W) in meters, or None for `assume_road_depth`; lights as in SynthDrive's Light; road (H, W) bool. Without road,
-    the lower part of the picture whose assumed depth is under 40 m counts as road.
+    depth (H, W) in meters, or None for `assume_road_depth`; lights as in SynthDrive's Light; road (H, W) bool, or None for all
+    that the guessed depth puts within 40 m; emission (H, W, 3) linear radiance of lit windows, or None for none.
     """
     if domain not in DOMAIN_EFFECTS:
         raise ValueError(f"Unknown weather domain {domain!r}: choose one of {', '.join(DOMAIN_EFFECTS)}.")
@@ -403,4 +423,6 @@ def apply_weather(
     if depth.shape != (height, width):
         raise ValueError(f"Depth of shape {depth.shape} does not fit a picture of {height} x {width} (H x W).")
     road = guess < 40.0 if road is None else road
-    return _on_radiance(DOMAIN_EFFECTS[domain])(image, depth, rng, list(lights or []), road)
+    emission = np.zeros((height, width, 3), np.float32) if emission is None else emission
+    scene = Surroundings(depth, list(lights or []), road, emission)
+    return _on_radiance(DOMAIN_EFFECTS[domain])(image, scene, rng)

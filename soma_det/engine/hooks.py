@@ -54,7 +54,7 @@ class WeightDecayAnnealing(HookBase):
 
 
 class LayerFreezing(HookBase):
-    """Keeps listed modules frozen and in evaluation mode, for good or until an iteration.
+    r"""Keeps listed modules frozen and in evaluation mode, for good or until an iteration.
 
     Frozen for good: the parameters must have ``requires_grad`` off before training, as the trainer's model builder sees
     to (switching it off later would break DistributedDataParallel); at the end they are verified to be bit-equal.
@@ -62,7 +62,8 @@ class LayerFreezing(HookBase):
     before the optimizer's step, so that neither momentum nor weight decay touches them and clipping ignores them.
 
     Args:
-        modules: regular expressions of whole module names.
+        modules: regular expressions of whole module names. Name modules that hold weights, such as
+            ``proposal_generator\.rpn_head``: one that computes losses does not do so in evaluation mode.
         until: the iteration from which they train; 0 for never.
     """
 

@@ -65,8 +65,8 @@ class WeatherEvaluator(DatasetEvaluator):
             classes = instances.pred_classes.numpy()
             if classes.size and not 0 <= classes.min() <= classes.max() < self._num_classes:
                 raise ValueError(
-                    f"The model predicts class {classes.max()}, but {self.dataset_name} has {self._num_classes} classes, "
-                    f"numbered from 0. Set the number of classes of the model's head (NUM_CLASSES) to "
+                    f"The model predicts class {classes.max()}, but {self.dataset_name} has {self._num_classes} "
+                    f"classes, numbered from 0. Set the number of classes of the model's head (NUM_CLASSES) to "
                     f"{self._num_classes}."
                 )
             columns = (instances.pred_boxes.tensor.numpy(), instances.scores.numpy()[:, None], classes[:, None])
@@ -105,8 +105,8 @@ class WeatherEvaluator(DatasetEvaluator):
         unknown = [i for i in image_ids if i not in position]
         if unknown:
             raise ValueError(
-                f"Detections on image_id {unknown[0]!r}, which is not in {self.dataset_name}; the evaluator's split and "
-                "the data loader's have to be the same."
+                f"Detections on image_id {unknown[0]!r}, which is not in {self.dataset_name}; the evaluator's "
+                "split and the data loader's have to be the same."
             )
         if len(set(image_ids)) < len(position):
             logger.warning(

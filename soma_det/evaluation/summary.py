@@ -1,8 +1,8 @@
 """What a set of per-split scores says about weather that training has not seen.
 
-The two figures of the field (Michaelis et al., "Benchmarking Robustness in Object Detection", arXiv 1907.07484, for
-corruptions; Wu and Deng, "Single-Domain Generalized Object Detection in Urban Scene", CVPR 2022, for weathers): the mean
-score over the unseen splits, and the relative performance under shift, which is that mean over the source's score.
+Two figures: the mean score over the unseen splits, and the relative performance under shift, which is that mean over
+the source's score. They carry over to weathers what Michaelis et al. measure for corruptions, there named mPC and rPC
+("Benchmarking Robustness in Object Detection: Autonomous Driving when Winter is Coming", arXiv 1907.07484).
 """
 
 import json

@@ -1,8 +1,8 @@
 """Average precision by the rules of PASCAL VOC 2007: the metric that weather benchmarks report as mAP.
 
-The rules are those of py-faster-rcnn's ``voc_eval`` (rbgirshick/py-faster-rcnn, lib/datasets/voc_eval.py), which the
-code of the Diverse Weather benchmark (AmingWu/Single-DGOD) builds on and which Detectron2 carries over in
-detectron2/evaluation/pascal_voc_evaluation.py:
+The rules are those of ``voc_eval`` in rbgirshick/py-faster-rcnn (lib/datasets/voc_eval.py). The code of the Diverse
+Weather benchmark (AmingWu/Single-DGOD) inherits it through jwyang/faster-rcnn.pytorch, and Detectron2 carries it over
+in detectron2/evaluation/pascal_voc_evaluation.py:
 
 - detections of a class go by falling score; each is compared with the ground truth of its class in its picture that it
   overlaps most. More than ``iou_threshold``: a hit if that box was still free, else a false alarm, even if a second box
@@ -10,9 +10,9 @@ detectron2/evaluation/pascal_voc_evaluation.py:
 - the average is taken over the precisions at the recalls 0, 0.1, .., 1, each being the best precision at that recall
   or a higher one.
 
-The devkit's boxes are pixel indices with both ends included, so its sides are ``xmax - xmin + 1``. Detectron2 loads such
-a box with ``xmin - 1, ymin - 1`` as continuous XYXY_ABS coordinates, where the side is ``x1 - x0``: the same number.
-Overlaps here are therefore computed on continuous coordinates, without the + 1, and equal the devkit's.
+The devkit's boxes are pixel indices with both ends included, so its sides are ``xmax - xmin + 1``. Detectron2 loads
+such a box with ``xmin - 1, ymin - 1`` as continuous XYXY_ABS coordinates, where the side is ``x1 - x0``: the same
+number. Overlaps here are therefore computed on continuous coordinates, without the + 1, and equal the devkit's.
 
 Two things differ from Detectron2's class, both on purpose. It rounds scores to 3 and coordinates to 1 decimal on their
 way through text files; here nothing is rounded. And it counts a class without ground truth as AP 0; here such a class

@@ -1,3 +1,11 @@
 from soma_det.modeling.backbone import ViTPyramid, build_soma_vit_backbone
+from soma_det.modeling.ibn_resnet import build_ibn_resnet_backbone, build_ibn_resnet_fpn_backbone
+from soma_det.modeling.meta_arch import AdaptedRCNN
 
-__all__ = ["ViTPyramid", "build_soma_vit_backbone"]
+__all__ = [
+    "AdaptedRCNN",
+    "ViTPyramid",
+    "build_ibn_resnet_backbone",
+    "build_ibn_resnet_fpn_backbone",
+    "build_soma_vit_backbone",
+]

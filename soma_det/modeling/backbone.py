@@ -2,12 +2,14 @@
 
 import logging
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone
 from torch import Tensor, nn
 
-from soma_det.adapters.soma import inject_soma
+from soma_det.adapters import Adapter, get_adapter, inject_adapter
+from soma_det.config import add_soma_config
+from soma_det.modeling.meta_arch import AuxiliaryLosses
 from soma_det.modeling.pyramid import build_pyramid
 from soma_det.modeling.vit import TimmViT, count_parameters, create_timm_vit, freeze_leading_blocks
 
@@ -21,7 +23,13 @@ class ViTPyramid(Backbone):
         super().__init__()
         self.vit, self.pyramid = vit, pyramid
         stride = vit.patch_size
-        self._out_feature_strides = {"p2": stride // 4, "p3": stride // 2, "p4": stride, "p5": stride * 2, "p6": stride * 4}
+        self._out_feature_strides = {
+            "p2": stride // 4,
+            "p3": stride // 2,
+            "p4": stride,
+            "p5": stride * 2,
+            "p6": stride * 4,
+        }
         self._out_features = list(self._out_feature_strides)
         self._out_feature_channels = dict.fromkeys(self._out_features, out_channels)
 
@@ -56,30 +64,65 @@ def build_soma_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ViTPyramid:
 
 
 def _adapt(vit: nn.Module, cfg: CfgNode) -> None:
-    adapter = cfg.MODEL.ADAPTER
-    if adapter.NAME == "none":
-        return
-    if adapter.NAME != "soma":
-        raise ValueError(f"MODEL.ADAPTER.NAME is {adapter.NAME!r}: choose 'soma' or 'none'.")
-    frozen = cfg.MODEL.VIT.FROZEN_BLOCKS
-    blocks = adapter.BLOCKS or range(frozen, len(vit.blocks))
+    adapter = get_adapter(cfg.MODEL.ADAPTER.NAME)
+    _check_options(cfg, adapter)
+    if adapter.auxiliary_loss:
+        _require_auxiliary_losses(cfg, adapter)
+    if not cfg.MODEL.VIT.WEIGHTS and not cfg.MODEL.WEIGHTS and adapter.name != "full":
+        logger.warning(
+            "MODEL.ADAPTER %s on random weights: there is nothing pretrained to preserve. Set MODEL.VIT.WEIGHTS.",
+            adapter.name,
+        )
+    names = inject_adapter(vit, adapter.name, _blocks(cfg, adapter, len(vit.blocks)), **_options(cfg, adapter))
+    logger.info("Adapter %s trains %d tensors", adapter.name, len(names))
+
+
+def _blocks(cfg: CfgNode, adapter: Adapter, depth: int) -> list[int]:
+    """Blocks to adapt: as set, or by the method's habit among those that neither are frozen nor left uncomputed."""
+    frozen, blocks = cfg.MODEL.VIT.FROZEN_BLOCKS, list(cfg.MODEL.ADAPTER.BLOCKS)
     if any(block < frozen for block in blocks):
-        raise ValueError(f"MODEL.ADAPTER.BLOCKS {list(blocks)} reaches into the {frozen} MODEL.VIT.FROZEN_BLOCKS.")
-    if not cfg.MODEL.VIT.WEIGHTS and not cfg.MODEL.WEIGHTS:
-        logger.warning("SoMA on random weights: there is nothing pretrained to preserve. Set MODEL.VIT.WEIGHTS.")
-    names = inject_soma(
-        vit,
-        adapter.RANK,
-        blocks,
-        adapter.TARGETS,
-        adapter.COMPONENTS,
-        seed=max(cfg.SEED, 0),
-        decompose=not cfg.MODEL.WEIGHTS,
-    )
-    vit.requires_grad_(False)
-    for name in names:
-        layer = vit.get_submodule(name)
-        layer.a.requires_grad_(True)
-        layer.b.requires_grad_(True)
-        if layer.bias is not None:
-            layer.bias.requires_grad_(adapter.TRAIN_BIAS)
+        raise ValueError(f"MODEL.ADAPTER.BLOCKS {blocks} reaches into the {frozen} MODEL.VIT.FROZEN_BLOCKS.")
+    last = max((block % depth for block in cfg.MODEL.VIT.OUT_BLOCKS), default=depth - 1)
+    return blocks or list(range(last, frozen - 1, -adapter.block_step))[::-1]
+
+
+def _options(cfg: CfgNode, adapter: Adapter) -> dict:
+    """The method's options under the names of its keyword arguments; an empty list leaves the method's own default."""
+    node = cfg.MODEL.ADAPTER
+    values = {key.lower(): value for key, value in {**node, **node.get(adapter.name.upper(), {})}.items()}
+    values |= {"seed": max(cfg.SEED, 0), "decompose": not cfg.MODEL.WEIGHTS}
+    wanted = [option for option in adapter.options if option != "blocks"]
+    return {option: values[option] for option in wanted if values[option] != []}
+
+
+def _check_options(cfg: CfgNode, adapter: Adapter) -> None:
+    """Raise a ValueError where an option is set that the chosen method does not have."""
+    default = get_cfg()
+    add_soma_config(default)
+    before = _flat(default.MODEL.ADAPTER)
+    own = adapter.name.upper()
+    allowed = {"NAME"} | {key for option in adapter.options for key in (option.upper(), f"{own}.{option.upper()}")}
+    for key, value in _flat(cfg.MODEL.ADAPTER).items():
+        if value != before[key] and key not in allowed:
+            has = sorted(allowed & before.keys() - {"NAME"}) or "no options"
+            raise ValueError(
+                f"MODEL.ADAPTER.{key} is set to {value!r}, which the method {adapter.name!r} does not have (it has {has}): "
+                f"leave it at {before[key]!r}, or choose another MODEL.ADAPTER.NAME."
+            )
+
+
+def _flat(node: CfgNode) -> dict:
+    """{"RANK": 16, "MOA.EXPERTS": "kronecker", ...}"""
+    flat = {}
+    for key, value in node.items():
+        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, CfgNode) else {key: value}
+    return flat
+
+
+def _require_auxiliary_losses(cfg: CfgNode, adapter: Adapter) -> None:
+    name = cfg.MODEL.META_ARCHITECTURE
+    if not issubclass(META_ARCH_REGISTRY.get(name), AuxiliaryLosses):
+        raise ValueError(
+            f"MODEL.ADAPTER.NAME {adapter.name!r} has a loss of its own, which MODEL.META_ARCHITECTURE {name!r} would "
+            "leave out: set it to 'AdaptedRCNN'."
+        )

@@ -1,5 +1,6 @@
 """The painter's canvas: colors and, in a fourth channel, which thing is seen; depth follows from the things' planes."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -49,7 +50,11 @@ class Daylight:
     def lit(self, color, level: float) -> tuple[float, float, float]:
         """The color under light of this level."""
         red, green, blue = self.tint
-        return min(255.0, color[0] * level * red), min(255.0, color[1] * level * green), min(255.0, color[2] * level * blue)
+        return (
+            min(255.0, color[0] * level * red),
+            min(255.0, color[1] * level * green),
+            min(255.0, color[2] * level * blue),
+        )
 
     @property
     def shadow(self) -> float:
@@ -73,7 +78,9 @@ class Canvas:
 
     def new_id(self, depth: float | None = None, plane: np.ndarray | None = None) -> int:
         """An id for a thing at one depth in meters, or on a plane of inverse depth."""
-        return self._register(np.array([0.0, 0.0, 1.0 / depth]) if plane is None else plane, len(self.planes), (0.0, 0.0, 0.0))
+        return self._register(
+            np.array([0.0, 0.0, 1.0 / depth]) if plane is None else plane, len(self.planes), (0.0, 0.0, 0.0)
+        )
 
     def lit_id(self, owner: int, emission: tuple[float, float, float]) -> int:
         """An id for parts of the thing `owner` that shine at night, such as its windows, with this linear RGB radiance."""
@@ -117,9 +124,8 @@ class Canvas:
         """A disc facing the camera around a world point (3,); squash is its height over its width."""
         if center[2] < NEAR:
             return
-        u, v = self.camera.project(center[None])[0]
-        size = radius * self.camera.focal / center[2]
-        self.blob(u, v, size, size * squash, color, ident)
+        u, v, scale = self._pixel(center)
+        self.blob(u, v, radius * scale, radius * scale * squash, color, ident)
 
     def blob(self, u: float, v: float, half_width: float, half_height: float, color, ident: int) -> None:
         """An ellipse in pixels."""
@@ -133,18 +139,31 @@ class Canvas:
             return
         cv2.ellipse(self.pixels, center, axes, 0, 0, 360, _paint(color, ident), -1, cv2.LINE_8, _SHIFT)
 
-    def limb(self, start: np.ndarray, end: np.ndarray, start_radius: float, end_radius: float, color, ident: int) -> None:
+    def limb(
+        self, start: np.ndarray, end: np.ndarray, start_radius: float, end_radius: float, color, ident: int
+    ) -> None:
         """A tapered round rod between two world points; the radii are in meters."""
         if min(start[2], end[2]) < NEAR:
             return
-        ends = self.camera.project(np.stack([start, end]))
-        radii = np.array([start_radius, end_radius]) * self.camera.focal / (start[2], end[2])
-        along = ends[1] - ends[0]
-        side = np.array([-along[1], along[0]]) / max(1e-6, float(np.hypot(*along)))
-        offsets = side * radii[:, None]
-        self.fill([np.stack([ends[0] - offsets[0], ends[1] - offsets[1], ends[1] + offsets[1], ends[0] + offsets[0]])], color, ident)
-        for (u, v), radius in zip(ends, radii):
-            self.blob(u, v, radius, radius, color, ident)
+        (u0, v0, scale0), (u1, v1, scale1) = self._pixel(start), self._pixel(end)
+        r0, r1 = start_radius * scale0, end_radius * scale1
+        length = max(1e-6, math.hypot(u1 - u0, v1 - v0))
+        x, y = (v0 - v1) / length, (u1 - u0) / length
+        sides = (
+            (u0 + x * r0, v0 + y * r0),
+            (u0 - x * r0, v0 - y * r0),
+            (u1 - x * r1, v1 - y * r1),
+            (u1 + x * r1, v1 + y * r1),
+        )
+        self.fill([np.array(sides)], color, ident)
+        self.blob(u0, v0, r0, r0, color, ident)
+        self.blob(u1, v1, r1, r1, color, ident)
+
+    def _pixel(self, point: np.ndarray) -> tuple[float, float, float]:
+        """Pixel of one world point (3,), and pixels per meter there."""
+        x, y, z = point.tolist()
+        scale = self.camera.focal / z
+        return self.camera.center_x + scale * x, self.camera.horizon + scale * (self.camera.height - y), scale
 
     def pixel_width(self, width: float, depth: float) -> int:
         """Thickness on the supersampled canvas of a thing this wide (meters) at this depth, at least 1."""
@@ -184,17 +203,25 @@ class Canvas:
 
     def emission(self) -> np.ndarray:
         """Radiance (H, W, 3) float32, linear RGB, of lit windows at night."""
-        return np.asarray(self.emissions, np.float32)[self.ids()]
+        ids = self.ids().reshape(-1)
+        table = np.asarray(self.emissions, np.float32)
+        lit = np.zeros(256, bool)
+        lit[: len(table)] = table.any(axis=1)
+        shining = np.flatnonzero(lit[ids])
+        radiance = np.zeros((len(ids), 3), np.float32)
+        radiance[shining] = table[ids[shining]]
+        return radiance.reshape(self.camera.image_height, self.camera.image_width, 3)
 
     def depth(self) -> np.ndarray:
         """Depth along the optical axis in meters, (H, W) float32; inf is the sky."""
-        planes = np.asarray(self.planes, dtype=np.float32)[self.ids()]
-        height, width = planes.shape[:2]
-        u = np.arange(width, dtype=np.float32) + 0.5
-        v = np.arange(height, dtype=np.float32)[:, None] + 0.5
-        inverse = planes[..., 0] * u + planes[..., 1] * v + planes[..., 2]
-        sky = inverse <= 0.0
-        return np.where(sky, np.inf, np.clip(1.0 / np.maximum(inverse, 1e-6), NEAR, 2000.0)).astype(np.float32)
+        ids = self.ids()
+        a, b, c = np.asarray(self.planes, dtype=np.float32).T
+        u = np.arange(ids.shape[1], dtype=np.float32) + 0.5
+        v = np.arange(ids.shape[0], dtype=np.float32)[:, None] + 0.5
+        inverse = np.take(a, ids) * u + np.take(b, ids) * v + np.take(c, ids)
+        depth = np.clip(1.0 / np.maximum(inverse, 5e-4), NEAR, None)
+        depth[inverse <= 0.0] = np.inf
+        return depth
 
     def picture(self) -> np.ndarray:
         """The anti-aliased picture, (H, W, 3) uint8 RGB."""

@@ -27,9 +27,35 @@ class CarShape:
 
 SEDAN = CarShape(4.7, 1.84, 0.95, 1.45, 0.74, 0.98, (-1.75, -1.05), (0.35, 1.15), ((0.12, 0.47), (0.51, 0.90)))
 HATCHBACK = CarShape(4.1, 1.78, 0.96, 1.49, 0.76, 0.98, (-1.98, -1.66), (0.25, 1.05), ((0.12, 0.46), (0.50, 0.90)))
-WAGON = CarShape(4.7, 1.84, 0.97, 1.50, 0.76, 0.99, (-2.28, -1.85), (0.35, 1.15), ((0.06, 0.28), (0.31, 0.60), (0.63, 0.92)))
-SUV = CarShape(4.65, 1.92, 1.10, 1.74, 0.98, 1.12, (-2.28, -2.0), (0.42, 1.12), ((0.05, 0.26), (0.29, 0.59), (0.63, 0.92)), 0.3, 0.38)
-MINIVAN = CarShape(4.85, 1.92, 1.08, 1.82, 0.90, 1.10, (-2.40, -2.2), (0.75, 1.72), ((0.05, 0.32), (0.35, 0.62), (0.65, 0.90)), 0.24, 0.34)
+WAGON = CarShape(
+    4.7, 1.84, 0.97, 1.50, 0.76, 0.99, (-2.28, -1.85), (0.35, 1.15), ((0.06, 0.28), (0.31, 0.60), (0.63, 0.92))
+)
+SUV = CarShape(
+    4.65,
+    1.92,
+    1.10,
+    1.74,
+    0.98,
+    1.12,
+    (-2.28, -2.0),
+    (0.42, 1.12),
+    ((0.05, 0.26), (0.29, 0.59), (0.63, 0.92)),
+    0.3,
+    0.38,
+)
+MINIVAN = CarShape(
+    4.85,
+    1.92,
+    1.08,
+    1.82,
+    0.90,
+    1.10,
+    (-2.40, -2.2),
+    (0.75, 1.72),
+    ((0.05, 0.32), (0.35, 0.62), (0.65, 0.90)),
+    0.24,
+    0.34,
+)
 SHAPES = (SEDAN, SEDAN, HATCHBACK, WAGON, SUV, SUV, MINIVAN)
 
 
@@ -75,8 +101,26 @@ def _lower_body(model: Model, shape: CarShape, color) -> None:
     _rear(model, shape, color, nose)
     _front(model, shape, color, nose)
     deck, foot = shape.trunk, shape.windshield[1]
-    model.face([(-reach, -nose, deck), (-reach, nose, deck), (shape.rear_glass[0], half - 0.08, shape.belt), (shape.rear_glass[0], -half + 0.08, shape.belt)], color, inside)
-    model.face([(foot, -half + 0.06, shape.belt), (foot, half - 0.06, shape.belt), (reach, nose, shape.hood), (reach, -nose, shape.hood)], color, inside)
+    model.face(
+        [
+            (-reach, -nose, deck),
+            (-reach, nose, deck),
+            (shape.rear_glass[0], half - 0.08, shape.belt),
+            (shape.rear_glass[0], -half + 0.08, shape.belt),
+        ],
+        color,
+        inside,
+    )
+    model.face(
+        [
+            (foot, -half + 0.06, shape.belt),
+            (foot, half - 0.06, shape.belt),
+            (reach, nose, shape.hood),
+            (reach, -nose, shape.hood),
+        ],
+        color,
+        inside,
+    )
 
 
 def _corner(model: Model, edge, low: float, high: float, color, inside, lamp_color, lamp, lamp_bottom: float) -> None:
@@ -92,14 +136,23 @@ def _flank(model: Model, shape: CarShape, color, side: int, reach: float) -> Non
     """One side below the windows: shoulder, doors, sill, wheels."""
     half, low, belt = shape.width / 2, shape.clearance, shape.belt
     ends = (-reach, reach) if side > 0 else (reach, -reach)
-    outline = [(-reach, low), (reach, low), (reach, shape.hood), (shape.windshield[1], belt), (shape.rear_glass[0], belt), (-reach, shape.trunk)]
+    outline = [
+        (-reach, low),
+        (reach, low),
+        (reach, shape.hood),
+        (shape.windshield[1], belt),
+        (shape.rear_glass[0], belt),
+        (-reach, shape.trunk),
+    ]
     face = model.face([(f, side * half, u) for f, u in outline], color, (0.0, 0.0, 0.6))
     face.decals.append(_band(ends, side * half, low, low + 0.10, paint.darker(color, 0.45)))
     face.decals.append(_band(ends, side * half, belt - 0.17, belt - 0.14, paint.mix(color, (255, 255, 255), 0.22)))
     for door in (-0.95, 0.02, 0.98):
         face.decals.append(_band((door - 0.012, door + 0.012), side * half, low + 0.1, belt, paint.darker(color, 0.55)))
     for handle in (-0.8, 0.17):
-        face.decals.append(_band((handle, handle + 0.18), side * half, belt - 0.12, belt - 0.085, paint.darker(color, 0.6)))
+        face.decals.append(
+            _band((handle, handle + 0.18), side * half, belt - 0.12, belt - 0.085, paint.darker(color, 0.6))
+        )
     for axle in _axles(shape):
         add_wheel(face, axle, side * half, shape.wheel)
 
@@ -111,18 +164,26 @@ def add_wheel(face: Face, forward: float, right: float, radius: float) -> None:
     face.decals.append(Decal(circle(forward, right, radius, radius * 0.66), (148, 151, 156)))
     for turn in range(5):
         angle = turn * 2 * np.pi / 5 + forward
-        hole = circle(forward + 0.4 * radius * np.cos(angle), right, radius * (1 + 0.4 * np.sin(angle)), radius * 0.13, 6)
+        hole = circle(
+            forward + 0.4 * radius * np.cos(angle), right, radius * (1 + 0.4 * np.sin(angle)), radius * 0.13, 6
+        )
         face.decals.append(Decal(hole, (52, 53, 56)))
 
 
 def _band(ends, right: float, bottom: float, top: float, color) -> Decal:
     start, stop = ends
-    return Decal(np.array([(start, right, bottom), (stop, right, bottom), (stop, right, top), (start, right, top)]), color)
+    return Decal(
+        np.array([(start, right, bottom), (stop, right, bottom), (stop, right, top), (start, right, top)]), color
+    )
 
 
 def _rear(model: Model, shape: CarShape, color, nose: float) -> None:
     reach, low = shape.length / 2, shape.clearance
-    face = model.face([(-reach, -nose, low), (-reach, nose, low), (-reach, nose, shape.trunk), (-reach, -nose, shape.trunk)], color, (0.0, 0.0, 0.5))
+    face = model.face(
+        [(-reach, -nose, low), (-reach, nose, low), (-reach, nose, shape.trunk), (-reach, -nose, shape.trunk)],
+        color,
+        (0.0, 0.0, 0.5),
+    )
     face.patch(0.0, 0.0, 1.0, 0.20, paint.darker(color, 0.45))
     face.patch(0.0, 0.42, 1.0, 0.445, paint.darker(color, 0.6))
     face.patch(0.33, 0.50, 0.67, 0.66, paint.PLATE)
@@ -135,7 +196,11 @@ def _rear(model: Model, shape: CarShape, color, nose: float) -> None:
 
 def _front(model: Model, shape: CarShape, color, nose: float) -> None:
     reach, low = shape.length / 2, shape.clearance
-    face = model.face([(reach, nose, low), (reach, -nose, low), (reach, -nose, shape.hood), (reach, nose, shape.hood)], color, (0.0, 0.0, 0.5))
+    face = model.face(
+        [(reach, nose, low), (reach, -nose, low), (reach, -nose, shape.hood), (reach, nose, shape.hood)],
+        color,
+        (0.0, 0.0, 0.5),
+    )
     face.patch(0.08, 0.04, 0.92, 0.30, (34, 34, 37))
     face.patch(0.26, 0.52, 0.74, 0.86, (28, 28, 31))
     face.patch(0.28, 0.66, 0.72, 0.71, paint.CHROME)
@@ -155,16 +220,33 @@ def _cabin(model: Model, shape: CarShape, color) -> None:
     belt, roof = shape.belt, shape.roof
     inside = ((rear_head + front_head) / 2, 0.0, belt)
     for side in (-1, 1):
-        quad = [(rear_foot, side * foot, belt), (front_foot, side * foot, belt), (front_head, side * head, roof), (rear_head, side * head, roof)]
+        quad = [
+            (rear_foot, side * foot, belt),
+            (front_foot, side * foot, belt),
+            (front_head, side * head, roof),
+            (rear_head, side * head, roof),
+        ]
         flank = model.face(quad, color, inside)
         for left, right in shape.windows:
             flank.patch(left, 0.06, right, 0.86, paint.GLASS)
             flank.patch(left, 0.55, right, 0.86, (74, 88, 102))
-    model.face([(rear_head, -head, roof), (rear_head, head, roof), (front_head, head, roof), (front_head, -head, roof)], color, inside)
-    back = model.face([(rear_foot, -foot, belt), (rear_foot, foot, belt), (rear_head, head, roof), (rear_head, -head, roof)], color, inside)
+    model.face(
+        [(rear_head, -head, roof), (rear_head, head, roof), (front_head, head, roof), (front_head, -head, roof)],
+        color,
+        inside,
+    )
+    back = model.face(
+        [(rear_foot, -foot, belt), (rear_foot, foot, belt), (rear_head, head, roof), (rear_head, -head, roof)],
+        color,
+        inside,
+    )
     back.patch(0.08, 0.10, 0.92, 0.88, paint.GLASS).patch(0.10, 0.55, 0.90, 0.86, (70, 82, 95))
     back.patch(0.30, 0.90, 0.70, 0.96, (140, 22, 22))
-    glass = model.face([(front_foot, foot, belt), (front_foot, -foot, belt), (front_head, -head, roof), (front_head, head, roof)], color, inside)
+    glass = model.face(
+        [(front_foot, foot, belt), (front_foot, -foot, belt), (front_head, -head, roof), (front_head, head, roof)],
+        color,
+        inside,
+    )
     glass.patch(0.05, 0.03, 0.95, 0.93, (58, 68, 78)).patch(0.05, 0.55, 0.95, 0.93, (92, 108, 122))
     glass.patch(0.60, 0.05, 0.84, 0.50, (40, 46, 52)).patch(0.16, 0.05, 0.40, 0.50, (40, 46, 52))
 

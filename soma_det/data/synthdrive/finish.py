@@ -12,19 +12,21 @@ from soma_det.data.synthdrive.traffic import Actor
 _HAZE = (205.0, 214.0, 224.0)
 
 
-def finish(canvas: Canvas, depth: np.ndarray, actors: list[Actor], things: list[Thing], rng: np.random.Generator) -> np.ndarray:
+def finish(
+    canvas: Canvas, depth: np.ndarray, actors: list[Actor], things: list[Thing], rng: np.random.Generator
+) -> np.ndarray:
     """The picture (H, W, 3) uint8 of a canvas, with what is easier to compute per pixel than to paint."""
-    image = canvas.picture().astype(np.float32)
+    camera = canvas.camera
     ids = canvas.ids()
     ground = (ids == GROUND) | (ids == ROAD)
-    level = np.where(ground, _shadows(canvas, actors, things), 1.0).astype(np.float32)
-    top = max(0, int(canvas.camera.horizon))
-    level[top:] *= np.where(ground[top:], _ground_texture(canvas.camera, depth, top, rng), 1.0)
-    level *= np.where(ground, 1.0, _darker_feet(canvas.camera, depth))
-    image *= level[..., None]
-    clear = np.exp(-depth / float(rng.uniform(500.0, 2500.0)))[..., None]
-    hazy = image * clear + np.asarray(_HAZE, np.float32) * (1.0 - clear)
-    return np.clip(np.where(np.isinf(depth)[..., None], image, hazy) + 0.5, 0, 255).astype(np.uint8)
+    level = np.where(ground, _shadows(canvas, actors, things), _darker_feet(camera, depth))
+    top = max(0, int(camera.horizon))
+    level[top:] *= np.where(ground[top:], _ground_texture(camera, top, rng), np.float32(1.0))
+    clear = np.exp(depth * np.float32(-1.0 / rng.uniform(500.0, 2500.0)))
+    clear[np.isinf(depth)] = 1.0  # the sky is painted with its own haze
+    image = cv2.multiply(canvas.picture().astype(np.float32), cv2.merge([level * clear] * 3))
+    image += cv2.merge([(1.0 - clear) * np.float32(channel) for channel in _HAZE])
+    return cv2.convertScaleAbs(image)
 
 
 def _shadows(canvas: Canvas, actors: list[Actor], things: list[Thing]) -> np.ndarray:
@@ -65,7 +67,7 @@ def _fill(mask: np.ndarray, camera: Camera, points: np.ndarray, level: int) -> N
         cv2.fillPoly(mask, [np.round(outline * 16 - 8).astype(np.int32)], level, cv2.LINE_AA, 4)
 
 
-def _ground_texture(camera: Camera, depth: np.ndarray, top: int, rng: np.random.Generator) -> np.ndarray:
+def _ground_texture(camera: Camera, top: int, rng: np.random.Generator) -> np.ndarray:
     """Brightness (H - top, W) of grain and stains fixed to the ground, fading where they would be finer than pixels."""
     noise = fractal_noise()
     rows = np.arange(top, camera.image_height, dtype=np.float32) + 0.5
@@ -83,6 +85,6 @@ def _ground_texture(camera: Camera, depth: np.ndarray, top: int, rng: np.random.
 def _darker_feet(camera: Camera, depth: np.ndarray) -> np.ndarray:
     """Brightness (H, W) that falls near the ground, where less of the sky is seen."""
     rows = (np.arange(camera.image_height, dtype=np.float32) + 0.5)[:, None]
-    finite = np.where(np.isinf(depth), 1.0, depth)
-    height = camera.height - (rows - camera.horizon) * finite / camera.focal
-    return np.where(np.isinf(depth), 1.0, 0.80 + 0.20 * np.clip(height / 0.9, 0.0, 1.0))
+    slope = ((rows - camera.horizon) / camera.focal).astype(np.float32)
+    height = camera.height - slope * np.minimum(depth, np.float32(2000.0))
+    return np.clip(0.80 + height * (0.20 / 0.9), 0.80, 1.0).astype(np.float32)

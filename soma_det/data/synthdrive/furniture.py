@@ -27,7 +27,9 @@ class Posts:
 
     def plate(self, across: float, up: float, half_width: float, half_height: float, color) -> np.ndarray:
         """A rectangle facing the camera; its corners (4, 3)."""
-        corners = np.stack([self.at(across + a * half_width, up + b * half_height) for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1))])
+        corners = np.stack(
+            [self.at(across + a * half_width, up + b * half_height) for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
+        )
         self.canvas.polygon(corners, self._lit(color), self.ident)
         return corners
 
@@ -53,7 +55,9 @@ class Posts:
             center, lit = self.at(across, up + 0.37 - 0.37 * index), index == state
             self.canvas.disc(center, 0.14, color if lit else self._lit(paint.darker(color, 0.3)), self.ident)
             if lit:
-                self.canvas.lamp(center + np.array([[-0.14, -0.14, 0.0], [0.14, 0.14, 0.0]]), light, 0.22, "signal", self.ident)
+                self.canvas.lamp(
+                    center + np.array([[-0.14, -0.14, 0.0], [0.14, 0.14, 0.0]]), light, 0.22, "signal", self.ident
+                )
 
     def sign(self) -> None:
         """A round, triangular or rectangular traffic sign."""
@@ -64,7 +68,9 @@ class Posts:
             self.canvas.disc(center, 0.26, self._lit((240, 240, 236)), self.ident)
         elif kind == 1:
             for size, color in ((0.44, (204, 40, 40)), (0.28, (242, 240, 232))):
-                corners = np.stack([self.at(-size, 2.5 - size * 0.6), self.at(size, 2.5 - size * 0.6), self.at(0, 2.5 + size)])
+                corners = np.stack(
+                    [self.at(-size, 2.5 - size * 0.6), self.at(size, 2.5 - size * 0.6), self.at(0, 2.5 + size)]
+                )
                 self.canvas.polygon(corners, self._lit(color), self.ident)
         elif kind == 2:
             self.plate(0, 2.5, 0.33, 0.33, (38, 92, 176))
@@ -100,4 +106,8 @@ def draw_guard_rail(canvas: Canvas, points: np.ndarray) -> None:
     for start, end in zip(points[:-1], points[1:]):
         lift = np.array([[0.0, 0.48, 0.0], [0.0, 0.48, 0.0], [0.0, 0.78, 0.0], [0.0, 0.78, 0.0]])
         canvas.polygon(np.stack([start, end, end, start]) + lift, steel, ident)
-        canvas.polygon(np.stack([start, end, end, start]) + lift * (0, 1, 0) * np.array([[1.26], [1.26], [0.84], [0.84]]), dark, ident)
+        canvas.polygon(
+            np.stack([start, end, end, start]) + lift * (0, 1, 0) * np.array([[1.26], [1.26], [0.84], [0.84]]),
+            dark,
+            ident,
+        )

@@ -6,9 +6,35 @@ from soma_det.data.synthdrive import paint
 from soma_det.data.synthdrive.cars import add_wheel
 from soma_det.data.synthdrive.model import Face, Model
 
-BUS_COLORS = ((206, 44, 40), (238, 238, 234), (34, 82, 150), (222, 172, 38), (40, 122, 84), (232, 120, 40), (226, 228, 230), (98, 154, 200))
-CARGO_COLORS = ((236, 236, 232), (240, 240, 238), (214, 210, 200), (40, 84, 148), (176, 48, 42), (226, 184, 60), (56, 118, 84), (128, 132, 136))
-CAB_COLORS = ((232, 232, 230), (176, 36, 36), (36, 72, 136), (220, 160, 40), (62, 66, 72), (46, 110, 84), (228, 226, 220))
+BUS_COLORS = (
+    (206, 44, 40),
+    (238, 238, 234),
+    (34, 82, 150),
+    (222, 172, 38),
+    (40, 122, 84),
+    (232, 120, 40),
+    (226, 228, 230),
+    (98, 154, 200),
+)
+CARGO_COLORS = (
+    (236, 236, 232),
+    (240, 240, 238),
+    (214, 210, 200),
+    (40, 84, 148),
+    (176, 48, 42),
+    (226, 184, 60),
+    (56, 118, 84),
+    (128, 132, 136),
+)
+CAB_COLORS = (
+    (232, 232, 230),
+    (176, 36, 36),
+    (36, 72, 136),
+    (220, 160, 40),
+    (62, 66, 72),
+    (46, 110, 84),
+    (228, 226, 220),
+)
 
 
 def build_bus(rng: np.random.Generator) -> tuple[Model, float, float]:
@@ -40,7 +66,9 @@ def _chassis(model: Model, length: float, width: float) -> None:
             model.box(axle - 0.4, axle + 0.4, left, left + 0.36, 0.0, 0.7, paint.TIRE)
 
 
-def _chamfered_box(model: Model, rear: float, front: float, half: float, low: float, high: float, color, cut: float) -> dict[str, Face]:
+def _chamfered_box(
+    model: Model, rear: float, front: float, half: float, low: float, high: float, color, cut: float
+) -> dict[str, Face]:
     """A box whose upright edges are cut, by face names as Model.box has them."""
     inside = ((rear + front) / 2, 0.0, (low + high) / 2)
     nose = half - cut
@@ -105,7 +133,9 @@ def _bus_rear(face: Face, color, double: bool) -> None:
     face.patch(0.18, 0.16, 0.82, 0.42, paint.darker(color, 0.72))
     for bar in range(5):
         face.patch(0.20, 0.18 + 0.046 * bar, 0.80, 0.20 + 0.046 * bar, paint.darker(color, 0.45))
-    face.patch(0.66, 0.85, 0.88, 0.94, (22, 22, 22)).patch(0.70, 0.87, 0.84, 0.92, (240, 160, 40), emission=paint.SIGN_GLOW)
+    face.patch(0.66, 0.85, 0.88, 0.94, (22, 22, 22)).patch(
+        0.70, 0.87, 0.84, 0.92, (240, 160, 40), emission=paint.SIGN_GLOW
+    )
     for left in (0.02, 0.88):
         face.patch(left, 0.20, left + 0.10, 0.34, paint.TAIL, paint.TAIL_LIGHT)
         face.patch(left, 0.36, left + 0.10, 0.42, paint.AMBER)
@@ -115,7 +145,9 @@ def _bus_rear(face: Face, color, double: bool) -> None:
 def build_truck(rng: np.random.Generator) -> tuple[Model, float, float]:
     """A box truck, a tractor with a trailer, or a dump truck; with its length and width in meters."""
     kind = rng.choice(["box", "box", "trailer", "dump"])
-    length = {"box": rng.uniform(6.2, 8.5), "trailer": rng.uniform(11.5, 14.5), "dump": rng.uniform(6.5, 8.0)}[str(kind)]
+    length = {"box": rng.uniform(6.2, 8.5), "trailer": rng.uniform(11.5, 14.5), "dump": rng.uniform(6.5, 8.0)}[
+        str(kind)
+    ]
     length, width = float(length), 2.2 if kind == "box" and length < 7.0 else 2.5
     cab_color = paint.vary(rng, paint.pick(rng, CAB_COLORS), 6.0)
     cab_length = 1.9 if kind == "box" else 2.2
@@ -152,7 +184,9 @@ def _truck_chassis(model: Model, length: float, width: float) -> None:
 
 def _wheel_face(axle: float, right: float) -> np.ndarray:
     low, high = 0.02, 0.94
-    return np.array([(axle - 0.3, right, low), (axle + 0.3, right, low), (axle + 0.3, right, high), (axle - 0.3, right, high)])
+    return np.array(
+        [(axle - 0.3, right, low), (axle + 0.3, right, low), (axle + 0.3, right, high), (axle - 0.3, right, high)]
+    )
 
 
 def _cargo_box(model: Model, rng: np.random.Generator, rear: float, front: float, width: float, height: float) -> None:
@@ -167,7 +201,9 @@ def _cargo_box(model: Model, rng: np.random.Generator, rear: float, front: float
         if style == 1:
             face.patch(0.0, 0.12, 1.0, 0.34, accent)
         if style == 2:
-            face.patch(0.2, 0.38, 0.8, 0.72, accent).patch(0.26, 0.46, 0.74, 0.52, (240, 240, 240)).patch(0.32, 0.58, 0.66, 0.64, (240, 240, 240))
+            face.patch(0.2, 0.38, 0.8, 0.72, accent).patch(0.26, 0.46, 0.74, 0.52, (240, 240, 240)).patch(
+                0.32, 0.58, 0.66, 0.64, (240, 240, 240)
+            )
         for rib in np.arange(0.0, 1.0, 0.9 / max(4.0, (front - rear))):
             face.patch(rib, 0.0, rib + 0.006, 1.0, paint.darker(color, 0.82))
         face.patch(0.0, 0.0, 1.0, 0.03, paint.darker(color, 0.5)).patch(0.0, 0.97, 1.0, 1.0, paint.darker(color, 0.7))
@@ -201,7 +237,12 @@ def _dump_body(model: Model, rng: np.random.Generator, rear: float, front: float
         box["rear"].patch(rib, 0.0, rib + 0.05, 1.0, paint.darker(color, 0.7))
     earth = paint.vary(rng, (122, 98, 74), 10.0)
     peak = ((rear + front) / 2, 0.0, high + float(rng.uniform(0.35, 0.7)))
-    corners = [(rear + 0.3, -half + 0.1, high), (rear + 0.3, half - 0.1, high), (front - 0.3, half - 0.1, high), (front - 0.3, -half + 0.1, high)]
+    corners = [
+        (rear + 0.3, -half + 0.1, high),
+        (rear + 0.3, half - 0.1, high),
+        (front - 0.3, half - 0.1, high),
+        (front - 0.3, -half + 0.1, high),
+    ]
     for a, b in zip(corners, corners[1:] + corners[:1]):
         model.face([a, b, peak], earth, (peak[0], 0.0, high - 0.5))
 
@@ -223,7 +264,9 @@ def _cab(model: Model, rear: float, front: float, width: float, height: float, c
         face.patch(left, 0.93, left + 0.08, 0.965, paint.AMBER, emission=paint.SIGN_GLOW)
     for side in ("left", "right"):
         window = (0.30, 0.88) if side == "right" else (0.12, 0.70)
-        faces[side].patch(window[0], 0.52, window[1], 0.86, paint.GLASS).patch(window[0], 0.70, window[1], 0.86, (78, 92, 104))
+        faces[side].patch(window[0], 0.52, window[1], 0.86, paint.GLASS).patch(
+            window[0], 0.70, window[1], 0.86, (78, 92, 104)
+        )
         faces[side].patch(0.1, 0.14, 0.12, 0.9, paint.darker(color, 0.6))
     for left in (-half - 0.30, half + 0.08):
         model.box(front - 0.1, front + 0.05, left, left + 0.22, height * 0.55, height * 0.55 + 0.55, paint.DARK)

@@ -48,9 +48,21 @@ class Face:
     inside: tuple
     decals: list[Decal] = field(default_factory=list)
 
-    def patch(self, left: float, bottom: float, right: float, top: float, color, lamp: tuple | None = None, emission: tuple | None = None) -> "Face":
+    def patch(
+        self,
+        left: float,
+        bottom: float,
+        right: float,
+        top: float,
+        color,
+        lamp: tuple | None = None,
+        emission: tuple | None = None,
+    ) -> "Face":
         """Add a rectangle in the quad's own coordinates: (0, 0) at its first corner, (1, 1) at its third."""
-        weights = [((1 - u) * (1 - v), u * (1 - v), u * v, (1 - u) * v) for u, v in ((left, bottom), (right, bottom), (right, top), (left, top))]
+        weights = [
+            ((1 - u) * (1 - v), u * (1 - v), u * v, (1 - u) * v)
+            for u, v in ((left, bottom), (right, bottom), (right, top), (left, top))
+        ]
         self.decals.append(Decal(np.array(weights) @ self.points, color, lamp, emission))
         return self
 
@@ -67,7 +79,9 @@ class Model:
         self.faces.append(face)
         return face
 
-    def box(self, rear: float, front: float, left: float, right: float, bottom: float, top: float, color) -> dict[str, Face]:
+    def box(
+        self, rear: float, front: float, left: float, right: float, bottom: float, top: float, color
+    ) -> dict[str, Face]:
         """Add a box; its faces by name, seen from outside: "rear", "front", "left", "right", "top"."""
         inside = ((rear + front) / 2, (left + right) / 2, (bottom + top) / 2)
         corners = {

@@ -1,6 +1,6 @@
 """People as jointed figures: walking or standing pedestrians, and riders sitting on a bike or a motorcycle."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -30,8 +30,8 @@ class Looks:
     helmet: tuple | None = None
 
 
-def random_looks(rng: np.random.Generator, helmet_share: float = 0.0) -> Looks:
-    """A random person; `helmet_share` is the probability of a helmet."""
+def random_looks(rng: np.random.Generator) -> Looks:
+    """A random pedestrian."""
     child = rng.random() < 0.1
     return Looks(
         height=float(rng.uniform(1.15, 1.4) if child else np.clip(rng.normal(1.72, 0.08), 1.5, 1.95)),
@@ -46,8 +46,14 @@ def random_looks(rng: np.random.Generator, helmet_share: float = 0.0) -> Looks:
         long_hair=bool(rng.random() < 0.4),
         backpack=paint.pick(rng, paint.CLOTHES) if rng.random() < 0.25 else None,
         bag=paint.pick(rng, paint.CLOTHES) if rng.random() < 0.25 else None,
-        helmet=paint.vary(rng, paint.pick(rng, paint.CAR_COLORS)) if rng.random() < helmet_share else None,
     )
+
+
+def rider_looks(rng: np.random.Generator, helmet_share: float) -> Looks:
+    """A random grown-up in trousers with free hands; `helmet_share` is the probability of a helmet."""
+    looks = random_looks(rng)
+    helmet = paint.vary(rng, paint.pick(rng, paint.CAR_COLORS)) if rng.random() < helmet_share else None
+    return replace(looks, height=max(1.6, looks.height), coat=False, skirt=False, bag=None, helmet=helmet)
 
 
 def walking_pose(rng: np.random.Generator, height: float) -> dict[str, np.ndarray]:
@@ -67,7 +73,9 @@ def walking_pose(rng: np.random.Generator, height: float) -> dict[str, np.ndarra
     return {name: joint * (height / 1.75) for name, joint in joints.items()}
 
 
-def riding_pose(seat: tuple[float, float], grips: tuple[float, float, float], pedals: tuple[float, float, float], phase: float) -> dict[str, np.ndarray]:
+def riding_pose(
+    seat: tuple[float, float], grips: tuple[float, float, float], pedals: tuple[float, float, float], phase: float
+) -> dict[str, np.ndarray]:
     """Joints of somebody who sits on (forward, up) and holds grips at (forward, half width, up), in meters.
 
     `pedals` is (forward, up, crank length): feet turn with `phase`, or rest where the crank length is 0.
@@ -106,14 +114,12 @@ class Figure:
         self.size = looks.height / 1.75
         self.place = place
         self.pose = pose
-        camera_right = np.cos(place.heading)  # > 0: the person's right is the picture's right
         camera = np.array([-place.x, -place.z])
         forward = np.array([np.sin(place.heading), np.cos(place.heading)])
         right = np.array([np.cos(place.heading), -np.sin(place.heading)])
         self.near_side = "right" if camera @ right > 0 else "left"
         self.far_side = "left" if self.near_side == "right" else "right"
         self.facing = float(camera @ forward) / max(1e-6, float(np.linalg.norm(camera)))
-        self.mirrored = camera_right < 0
 
     def draw(self) -> None:
         """Paint the whole person."""
@@ -129,6 +135,15 @@ class Figure:
         """Everything else, from the body to the near arm."""
         if self.looks.backpack and self.facing > 0:
             self._backpack()
+        hip = self.pose["hip"]
+        self._limb(
+            hip + np.array([0.0, -0.05 * self.size, 0.02]),
+            hip + np.array([0.0, 0.05 * self.size, 0.02]),
+            0.125,
+            0.125,
+            self.looks.bottom,
+            0.9,
+        )
         self._leg(self.near_side)
         self._torso()
         self._head()
@@ -171,13 +186,18 @@ class Figure:
         down = (hip - chest) / max(1e-6, float(np.linalg.norm(hip - chest)))
         for side in _SIDES.values():
             wide = np.array([0.0, 0.10 * side * self.size, 0.0])
-            self._limb(chest + wide, hip + wide * 0.75 + down * 0.04, 0.105, 0.095, looks.top, 1.0 if side == _SIDES[self.near_side] else 0.94)
-        self._limb(chest, hip, 0.13, 0.125, looks.top)
+            self._limb(
+                chest + wide,
+                hip + wide * 0.75 - down * 0.02,
+                0.105,
+                0.085,
+                looks.top,
+                1.0 if side == _SIDES[self.near_side] else 0.94,
+            )
+        self._limb(chest, hip - down * 0.04, 0.13, 0.105, looks.top)
         if looks.skirt or looks.coat:
             hem = hip + np.array([0.02, 0.0, (-0.42 if looks.coat else -0.34) * self.size])
             self._limb(hip, hem, 0.15, 0.19, looks.top if looks.coat else looks.bottom, 0.95)
-        else:
-            self._limb(hip + down * 0.03, hip + down * 0.10, 0.13, 0.12, looks.bottom)
 
     def _head(self) -> None:
         looks, head = self.looks, self.pose["head"]
@@ -204,7 +224,14 @@ class Figure:
 
     def _backpack(self) -> None:
         middle = (self.pose["chest"] + self.pose["hip"]) / 2 + np.array([-0.17, 0.0, 0.06]) * self.size
-        self._limb(middle + np.array([0.0, 0.0, 0.12]), middle - np.array([0.0, 0.0, 0.12]), 0.15, 0.17, self.looks.backpack, 0.9)
+        self._limb(
+            middle + np.array([0.0, 0.0, 0.12]),
+            middle - np.array([0.0, 0.0, 0.12]),
+            0.15,
+            0.17,
+            self.looks.backpack,
+            0.9,
+        )
 
     def _bag(self) -> None:
         hand = self.pose[f"{self.near_side}_hand"] + np.array([0.0, 0.0, -0.22 * self.size])

@@ -55,7 +55,7 @@ def render_scene(seed: int | Sequence[int], height: int = 270, width: int = 480,
 
 def _render(rng: np.random.Generator, height: int, width: int, sun: bool) -> Scene:
     street = random_street(rng)
-    actors = populate(street, rng, int(rng.integers(4, 11)))
+    actors = populate(street, rng, int(rng.integers(5, 12)))
     things = Surroundings(street, rng).build()
     canvas = Canvas(_random_camera(rng, height, width), _random_daylight(rng, sun))
     _paint_background(canvas, street, rng)
@@ -99,7 +99,9 @@ def _paint_background(canvas: Canvas, street: Street, rng: np.random.Generator) 
     RoadPainter(canvas, street, rng).paint()
 
 
-def _paint_things(canvas: Canvas, actors: list[Actor], things: list[Thing]) -> tuple[list[tuple[int, ...]], dict[int, int]]:
+def _paint_things(
+    canvas: Canvas, actors: list[Actor], things: list[Thing]
+) -> tuple[list[tuple[int, ...]], dict[int, int]]:
     """Paint all, far to near; ids of each actor, and the number of pixels that each id had when it was painted."""
     bounds = np.stack([thing.bounds for thing in things] + [actor.bounds() for actor in actors])
     idents: list[tuple[int, ...]] = [()] * len(actors)
@@ -112,11 +114,32 @@ def _paint_things(canvas: Canvas, actors: list[Actor], things: list[Thing]) -> t
         own = tuple(canvas.new_id(depth=max(1.0, actor.place.z)) for _ in actor.labels)
         idents[index - len(things)] = own
         actor.paint(canvas, own)
-        painted.update((ident, int(np.count_nonzero(canvas.pixels[..., 3] == ident))) for ident in own)
+        painted.update(_count_pixels(canvas, actor, own))
     return idents, painted
 
 
-def _annotate(canvas: Canvas, actors: list[Actor], idents: list[tuple[int, ...]], painted: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def _count_pixels(canvas: Canvas, actor: Actor, own: tuple[int, ...]) -> dict[int, int]:
+    """Number of pixels of each of the actor's ids on the canvas, lit parts included."""
+    x0, y0, x1, y1 = (SUPERSAMPLING * _outline(canvas.camera, actor)).round().astype(int)
+    region = canvas.pixels[max(0, y0 - 16) : max(0, y1 + 16), max(0, x0 - 16) : max(0, x1 + 16), 3]
+    counts = np.bincount(region.reshape(-1), minlength=256)
+    return {
+        ident: int(sum(counts[part] for part in range(len(canvas.owners)) if canvas.owners[part] == ident))
+        for ident in own
+    }
+
+
+def _outline(camera: Camera, actor: Actor) -> np.ndarray:
+    """XYXY in picture pixels around an upright box on the actor's footprint, whether inside the picture or not."""
+    foot = actor.footprint()
+    hull = np.concatenate([foot, foot + (0.0, actor.height + 0.1, 0.0)])
+    pixels = camera.project(np.maximum(hull, (-np.inf, -np.inf, 1.0)))
+    return np.concatenate([pixels.min(axis=0), pixels.max(axis=0)])
+
+
+def _annotate(
+    canvas: Canvas, actors: list[Actor], idents: list[tuple[int, ...]], painted: dict[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
     """Boxes (M, 4) around visible pixels and labels (M,) of all road users that can be recognized."""
     seen = canvas.things()
     boxes, labels = [], []
@@ -143,8 +166,5 @@ def _is_recognizable(box: np.ndarray, camera: Camera, actor: Actor) -> bool:
     size = (box[2:] - box[:2]) * (270.0 / camera.image_height)
     if size[0] < MIN_SIZE[0] or size[1] < MIN_SIZE[1]:
         return False
-    foot = actor.footprint()
-    hull = np.concatenate([foot, foot + (0.0, actor.height, 0.0)])
-    outline = camera.project(np.maximum(hull, (-np.inf, -np.inf, 1.0)))
-    full = np.prod(outline.max(axis=0) - outline.min(axis=0))
-    return bool(np.prod(box[2:] - box[:2]) >= 0.6 * MIN_VISIBLE * full)
+    full = _outline(camera, actor)
+    return bool(np.prod(box[2:] - box[:2]) >= 0.6 * MIN_VISIBLE * np.prod(full[2:] - full[:2]))

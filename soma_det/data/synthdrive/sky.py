@@ -14,7 +14,10 @@ def paint_sky(canvas: Canvas, rng: np.random.Generator, clouds: float, zenith, h
     rows = max(2, min(canvas.camera.image_height, int(np.ceil(canvas.camera.horizon)) + 2)) // 2 + 1
     columns = (canvas.camera.image_width + 1) // 2
     elevation = np.linspace(1.0, 0.0, rows, dtype=np.float32)[:, None, None]
-    blue = np.asarray(horizon, np.float32) + (np.asarray(zenith, np.float32) - np.asarray(horizon, np.float32)) * elevation**0.7
+    blue = (
+        np.asarray(horizon, np.float32)
+        + (np.asarray(zenith, np.float32) - np.asarray(horizon, np.float32)) * elevation**0.7
+    )
     cover = _cloud_cover(rng, rows, columns, clouds)[..., None]
     texture = _cloud_cover(rng, rows, columns, 0.65)[..., None]
     white = np.asarray(paint.mix((246, 247, 249), horizon, 0.25), np.float32)
@@ -67,10 +70,16 @@ def _hills(canvas: Canvas, rng: np.random.Generator, depth: float, relief: float
     camera = canvas.camera
     ident = canvas.new_id(depth)
     u = np.linspace(-4, camera.image_width + 4, 60)
-    noise = fractal_noise()[int(rng.integers(512)), (np.arange(60) * (9 if depth < 500 else 3) + int(rng.integers(512))) % 512]
+    noise = fractal_noise()[
+        int(rng.integers(512)), (np.arange(60) * (9 if depth < 500 else 3) + int(rng.integers(512))) % 512
+    ]
     top = camera.horizon - camera.image_height * relief * (0.3 + noise * float(rng.uniform(0.5, 1.0)))
     base = np.array([[camera.image_width + 4, camera.horizon + 2], [-4, camera.horizon + 2]])
-    canvas.fill([np.concatenate([np.stack([u, top], axis=1), base])], canvas.daylight.shade(color, np.array([0.0, 0.7, -0.7])), ident)
+    canvas.fill(
+        [np.concatenate([np.stack([u, top], axis=1), base])],
+        canvas.daylight.shade(color, np.array([0.0, 0.7, -0.7])),
+        ident,
+    )
 
 
 def _towers(canvas: Canvas, rng: np.random.Generator) -> None:
@@ -79,6 +88,13 @@ def _towers(canvas: Canvas, rng: np.random.Generator) -> None:
     for _ in range(int(rng.integers(5, 14))):
         left, width = rng.uniform(-20, camera.image_width), rng.uniform(0.02, 0.06) * camera.image_width
         height = camera.image_height * rng.uniform(0.03, 0.15)
-        box = np.array([[left, camera.horizon - height], [left + width, camera.horizon - height], [left + width, camera.horizon + 2], [left, camera.horizon + 2]])
+        box = np.array(
+            [
+                [left, camera.horizon - height],
+                [left + width, camera.horizon - height],
+                [left + width, camera.horizon + 2],
+                [left, camera.horizon + 2],
+            ]
+        )
         color = canvas.daylight.shade(paint.vary(rng, (138, 142, 150), 12.0), np.array([0.0, 0.3, -0.95]))
         canvas.fill([box], color, ident)

@@ -43,8 +43,13 @@ class Street:
 
     def points(self, lateral, s, up=0.0) -> np.ndarray:
         """World points (N, 3) at these laterals, distances and heights (broadcast together)."""
-        lateral, s, up = np.broadcast_arrays(np.asarray(lateral, float), np.asarray(s, float), np.asarray(up, float))
-        return np.stack([self.center_x(s) + lateral, up, s], axis=-1)
+        count = max(np.size(lateral), np.size(s), np.size(up))
+        world = np.empty((count, 3))
+        s = np.asarray(s, dtype=np.float64)
+        world[:, 0] = self.center_x(s) + lateral
+        world[:, 1] = up
+        world[:, 2] = s
+        return world
 
     def place(self, lateral: float, s: float, heading: float = 0.0) -> Place:
         """Where a thing stands; heading 0 follows the road away from the camera."""
@@ -101,10 +106,19 @@ class RoadPainter:
         """The whole ground, up to the horizon."""
         street = self.street
         rows = self.canvas.camera
-        outline = np.array([[-9.0, rows.horizon], [rows.image_width + 9.0, rows.horizon], [rows.image_width + 9.0, rows.image_height + 9.0], [-9.0, rows.image_height + 9.0]])
+        outline = np.array(
+            [
+                [-9.0, rows.horizon],
+                [rows.image_width + 9.0, rows.horizon],
+                [rows.image_width + 9.0, rows.image_height + 9.0],
+                [-9.0, rows.image_height + 9.0],
+            ]
+        )
         self.canvas.fill([outline], self._lit(self.ground), GROUND)
         if street.sidewalk:
-            self.strip(street.left_edge - street.sidewalk, street.right_edge + street.sidewalk, 1.0, END, self.walk, GROUND)
+            self.strip(
+                street.left_edge - street.sidewalk, street.right_edge + street.sidewalk, 1.0, END, self.walk, GROUND
+            )
         if street.crossing is not None:
             self._cross_street()
         self.strip(street.left_edge, street.right_edge, 1.0, END, self.asphalt, ROAD)
@@ -128,11 +142,15 @@ class RoadPainter:
     def _cross_street(self) -> None:
         near, far = self.street.crossing, self.street.crossing + self.street.crossing_width
         for margin, color, ident in ((self.street.sidewalk, self.walk, GROUND), (0.0, self.asphalt, ROAD)):
-            outline = self.street.points([-120.0, 120.0, 120.0, -120.0], [near - margin, near - margin, far + margin, far + margin])
+            outline = self.street.points(
+                [-120.0, 120.0, 120.0, -120.0], [near - margin, near - margin, far + margin, far + margin]
+            )
             self.canvas.polygon(outline, self._lit(color), ident)
         for left, right in ((-110.0, self.street.left_edge - 5.0), (self.street.right_edge + 5.0, 110.0)):
             middle = (near + far) / 2
-            outline = self.street.points([left, right, right, left], [middle - 0.08, middle - 0.08, middle + 0.08, middle + 0.08])
+            outline = self.street.points(
+                [left, right, right, left], [middle - 0.08, middle - 0.08, middle + 0.08, middle + 0.08]
+            )
             self.canvas.polygon(outline, self._lit(self.yellow if self.yellow_center else self.white), ROAD)
 
     def _repairs(self) -> None:
@@ -141,20 +159,39 @@ class RoadPainter:
             left = float(self.rng.uniform(self.street.left_edge, self.street.right_edge - 1.5))
             start = float(self.rng.uniform(5.0, 30.0))
             color = paint.darker(self.asphalt, float(self.rng.uniform(0.82, 1.1)))
-            self.strip(left, left + float(self.rng.uniform(0.6, 1.6)), start, start + float(self.rng.uniform(2.0, 9.0)), color, ROAD)
+            self.strip(
+                left,
+                left + float(self.rng.uniform(0.6, 1.6)),
+                start,
+                start + float(self.rng.uniform(2.0, 9.0)),
+                color,
+                ROAD,
+            )
         for _ in range(int(self.rng.integers(0, 3))):
             angle = np.linspace(0, 2 * np.pi, 16, endpoint=False)
-            lateral, s = self.rng.uniform(self.street.left_edge + 1, self.street.right_edge - 1), self.rng.uniform(6.0, 22.0)
-            self.canvas.polygon(self.street.points(lateral + 0.35 * np.cos(angle), s + 0.35 * np.sin(angle)), self._lit(paint.darker(self.asphalt, 0.6)), ROAD)
+            lateral, s = self.rng.uniform(self.street.left_edge + 1, self.street.right_edge - 1), self.rng.uniform(
+                6.0, 22.0
+            )
+            self.canvas.polygon(
+                self.street.points(lateral + 0.35 * np.cos(angle), s + 0.35 * np.sin(angle)),
+                self._lit(paint.darker(self.asphalt, 0.6)),
+                ROAD,
+            )
 
     def _curbs(self) -> None:
         """Light curb stones with a dark gutter, interrupted by the cross street."""
         street = self.street
-        pieces = [(1.0, END)] if street.crossing is None else [(1.0, street.crossing), (street.crossing + street.crossing_width, END)]
+        pieces = (
+            [(1.0, END)]
+            if street.crossing is None
+            else [(1.0, street.crossing), (street.crossing + street.crossing_width, END)]
+        )
         for start, stop in pieces:
             for edge, side in ((street.left_edge, -1), (street.right_edge, 1)):
                 if not street.sidewalk:
-                    self.strip(*sorted((edge, edge + 0.8 * side)), start, stop, paint.darker(self.asphalt, 1.12), GROUND)
+                    self.strip(
+                        *sorted((edge, edge + 0.8 * side)), start, stop, paint.darker(self.asphalt, 1.12), GROUND
+                    )
                     continue
                 self.strip(*sorted((edge, edge - 0.14 * side)), start, stop, paint.darker(self.asphalt, 0.7), ROAD)
                 self.strip(*sorted((edge, edge + 0.22 * side)), start, stop, (196, 193, 186), GROUND)
@@ -163,7 +200,11 @@ class RoadPainter:
         """Center line, lane dashes, edge lines."""
         street, lane = self.street, self.street.lane
         center = self.yellow if self.yellow_center else self.white
-        pieces = [(1.0, END)] if street.crossing is None else [(1.0, street.crossing - 5.5), (street.crossing + street.crossing_width + 5.5, END)]
+        pieces = (
+            [(1.0, END)]
+            if street.crossing is None
+            else [(1.0, street.crossing - 5.5), (street.crossing + street.crossing_width + 5.5, END)]
+        )
         double = street.lanes_right + street.lanes_left > 2 or self.rng.random() < 0.4
         for start, stop in pieces:
             if street.kind == "highway":
@@ -178,8 +219,12 @@ class RoadPainter:
             for index in range(1, street.lanes_left):
                 self._dashes(-index * lane, start, stop, self.white)
             if street.parking or street.kind in ("country", "highway"):
-                self.strip(street.lanes_right * lane - 0.07, street.lanes_right * lane + 0.07, start, stop, self.white, ROAD)
-                self.strip(-street.lanes_left * lane - 0.07, -street.lanes_left * lane + 0.07, start, stop, self.white, ROAD)
+                self.strip(
+                    street.lanes_right * lane - 0.07, street.lanes_right * lane + 0.07, start, stop, self.white, ROAD
+                )
+                self.strip(
+                    -street.lanes_left * lane - 0.07, -street.lanes_left * lane + 0.07, start, stop, self.white, ROAD
+                )
 
     def _median(self, start: float, stop: float) -> None:
         self.strip(-0.55, -0.40, start, stop, self.yellow, ROAD)
@@ -196,4 +241,6 @@ class RoadPainter:
         for left in np.arange(self.street.left_edge + 0.3, self.street.right_edge - 0.4, 0.95):
             self.strip(left, left + 0.5, start, start + 3.0, self.white, ROAD)
         if start < self.street.crossing:
-            self.strip(0.2, self.street.right_edge - self.street.parking - 0.2, start - 1.6, start - 1.15, self.white, ROAD)
+            self.strip(
+                0.2, self.street.right_edge - self.street.parking - 0.2, start - 1.6, start - 1.15, self.white, ROAD
+            )

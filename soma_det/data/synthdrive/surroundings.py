@@ -33,7 +33,9 @@ class Surroundings:
 
     def build(self) -> list[Thing]:
         """All things of this kind of street."""
-        {"city": self._city, "suburb": self._suburb, "country": self._country, "highway": self._highway}[self.street.kind]()
+        {"city": self._city, "suburb": self._suburb, "country": self._country, "highway": self._highway}[
+            self.street.kind
+        ]()
         if self.street.crossing is not None and self.rng.random() < 0.8:
             self._traffic_lights()
         return self.things
@@ -86,7 +88,9 @@ class Surroundings:
         if self.rng.random() < 0.6:
             self._lamps(38.0, False)
         if self.rng.random() < 0.5:
-            self._post(1, self.street.right_edge + 2.2, float(self.rng.uniform(25.0, 60.0)), lambda posts: posts.gantry(6.0))
+            self._post(
+                1, self.street.right_edge + 2.2, float(self.rng.uniform(25.0, 60.0)), lambda posts: posts.gantry(6.0)
+            )
 
     def _stream(self) -> np.random.Generator:
         return np.random.default_rng(int(self.rng.integers(2**31)))
@@ -109,15 +113,24 @@ class Surroundings:
         building = Building(self.street, self._stream(), side, side * lateral, start, stop, house)
         near, far = side * lateral, side * (lateral + building.depth)
         middle = float(self.street.center_x((start + stop) / 2))
-        self.things.append(Thing(np.array([min(near, far) + middle, start, max(near, far) + middle, stop]), building.draw))
+        self.things.append(
+            Thing(np.array([min(near, far) + middle, start, max(near, far) + middle, stop]), building.draw)
+        )
 
     def _row_of_trees(self, side: int, lateral: float, spacing: float, height: float) -> None:
         for s in np.arange(float(self.rng.uniform(7.0, 7.0 + spacing)), FAR * 0.8, spacing):
             if self.rng.random() < 0.2 or self.street.in_crossing(s, s, 3.0):
                 continue
             tall = height * float(self.rng.uniform(0.75, 1.25))
-            place = self.street.place(side * (lateral + float(self.rng.normal(0, 0.3))), float(s) + float(self.rng.normal(0, 0.5)))
-            self._plant(place, 0.3, lambda canvas, place=place, tall=tall, rng=self._stream(): draw_tree(canvas, place, rng, tall), (0.3 * tall, 0.66 * tall))
+            place = self.street.place(
+                side * (lateral + float(self.rng.normal(0, 0.3))), float(s) + float(self.rng.normal(0, 0.5))
+            )
+            self._plant(
+                place,
+                0.3,
+                lambda canvas, place=place, tall=tall, rng=self._stream(): draw_tree(canvas, place, rng, tall),
+                (0.3 * tall, 0.66 * tall),
+            )
 
     def _bushes(self, side: int, lateral: float) -> None:
         for s in np.exp(self.rng.uniform(np.log(7.0), np.log(60.0), int(self.rng.integers(2, 7)))):
@@ -125,7 +138,12 @@ class Surroundings:
                 continue
             place = self.street.place(side * (lateral + float(self.rng.uniform(0, 2.5))), float(s))
             tall = float(self.rng.uniform(0.6, 1.8))
-            self._plant(place, 0.5, lambda canvas, place=place, tall=tall, rng=self._stream(): draw_bush(canvas, place, rng, tall), (0.8 * tall, 0.4 * tall))
+            self._plant(
+                place,
+                0.5,
+                lambda canvas, place=place, tall=tall, rng=self._stream(): draw_bush(canvas, place, rng, tall),
+                (0.8 * tall, 0.4 * tall),
+            )
 
     def _plant(self, place, half: float, paint, shadow) -> None:
         bounds = np.array([place.x - half, place.z - half, place.x + half, place.z + half])
@@ -138,20 +156,29 @@ class Surroundings:
                 continue
             points = self.street.points([side * lateral] * 2, [start, start + 10.0])
             bounds = np.array([points[:, 0].min(), start, points[:, 0].max() + 0.05, start + 10.0])
-            self.things.append(Thing(bounds, lambda canvas, points=points, rng=self._stream(): draw_hedge(canvas, points, tall, rng)))
+            self.things.append(
+                Thing(bounds, lambda canvas, points=points, rng=self._stream(): draw_hedge(canvas, points, tall, rng))
+            )
 
     def _post(self, side: int, lateral: float, s: float, draw: Callable[[Posts], None]) -> None:
         place = self.street.place(side * lateral, s)
         rng = self._stream()
         bounds = np.array([place.x - 0.1, place.z - 0.1, place.x + 0.1, place.z + 0.1])
-        self.things.append(Thing(bounds, lambda canvas: draw(Posts(canvas, place, -side, rng)), (place.x, place.z), (0.12, 2.5)))
+        self.things.append(
+            Thing(bounds, lambda canvas: draw(Posts(canvas, place, -side, rng)), (place.x, place.z), (0.12, 2.5))
+        )
 
     def _lamps(self, spacing: float, sodium: bool) -> None:
         first = float(self.rng.uniform(8.0, 8.0 + spacing))
         for index, s in enumerate(np.arange(first, 130.0, spacing)):
             for side, edge in self._edges():
                 if not self.street.in_crossing(s, s, 1.0) and (side > 0) == (index % 2 == 0):
-                    self._post(side, edge - max(0.0, self.street.sidewalk - 0.5), float(s), lambda posts: posts.street_lamp(sodium))
+                    self._post(
+                        side,
+                        edge - max(0.0, self.street.sidewalk - 0.5),
+                        float(s),
+                        lambda posts: posts.street_lamp(sodium),
+                    )
 
     def _utility_poles(self) -> None:
         side, edge = self._edges()[int(self.rng.integers(2))]
@@ -168,9 +195,13 @@ class Surroundings:
 
     def _traffic_lights(self) -> None:
         overhead = bool(self.rng.random() < 0.5)
-        after = self.street.crossing + self.street.crossing_width + (4.6 if overhead else -self.street.crossing_width - 4.8)
+        after = (
+            self.street.crossing + self.street.crossing_width + (4.6 if overhead else -self.street.crossing_width - 4.8)
+        )
         for side, edge in self._edges():
-            self._post(side, edge - max(0.0, self.street.sidewalk - 0.7), after, lambda posts: posts.traffic_light(overhead))
+            self._post(
+                side, edge - max(0.0, self.street.sidewalk - 0.7), after, lambda posts: posts.traffic_light(overhead)
+            )
 
     def _guard_rail(self, lateral: float) -> None:
         for start, stop in ((5.0, 12.0), (12.0, 28.0), (28.0, 70.0), (70.0, 140.0)):

@@ -18,8 +18,8 @@ BUS, BIKE, CAR, MOTOR, PERSON, RIDER, TRUCK = range(7)
 
 # Shares of what is put on the street; "ridden" brings a rider as well.
 _MIX = {
-    "car": 0.40, "person": 0.17, "truck": 0.095, "bus": 0.075,
-    "ridden bike": 0.085, "ridden motor": 0.085, "bike": 0.045, "motor": 0.045,
+    "car": 0.41, "person": 0.24, "truck": 0.09, "bus": 0.07,
+    "ridden bike": 0.065, "ridden motor": 0.055, "bike": 0.04, "motor": 0.03,
 }  # fmt: skip
 _HIGHWAY_MIX = {"car": 0.62, "truck": 0.20, "bus": 0.08, "ridden motor": 0.10}
 
@@ -38,7 +38,9 @@ class Actor:
     def footprint(self, margin: float = 0.0) -> np.ndarray:
         """Corners (4, 3) on the ground."""
         half_l, half_w = self.length / 2 + margin, self.width / 2 + margin
-        corners = np.array([(-half_l, -half_w, 0.0), (-half_l, half_w, 0.0), (half_l, half_w, 0.0), (half_l, -half_w, 0.0)])
+        corners = np.array(
+            [(-half_l, -half_w, 0.0), (-half_l, half_w, 0.0), (half_l, half_w, 0.0), (half_l, -half_w, 0.0)]
+        )
         return self.place.to_world(corners)
 
     def bounds(self, margin: float = 0.0) -> np.ndarray:
@@ -116,7 +118,9 @@ def _vehicle_place(kind: str, street: Street, rng: np.random.Generator, length: 
         s = _distance(rng, near + (5.0 if ahead else 0.0) + (6.0 if ahead and kind != "car" else 0.0), far)
         return street.place((lane + 0.5) * street.lane + float(rng.normal(0, 0.15)), s, sway)
     lane = int(rng.integers(street.lanes_left))
-    return street.place(-(lane + 0.5) * street.lane + float(rng.normal(0, 0.15)), _distance(rng, near, far), np.pi + sway)
+    return street.place(
+        -(lane + 0.5) * street.lane + float(rng.normal(0, 0.15)), _distance(rng, near, far), np.pi + sway
+    )
 
 
 def _crossing_place(street: Street, rng: np.random.Generator) -> Place:
@@ -145,7 +149,14 @@ def _pedestrian(street: Street, rng: np.random.Generator) -> Actor:
         edge = street.right_edge if side > 0 else -street.left_edge
         place = street.place(side * (edge + 0.4 + float(rng.uniform(0.0, max(0.6, street.sidewalk - 0.6)))), s, along)
     seed = int(rng.integers(2**31))
-    return Actor((PERSON,), place, 0.5, 0.55, 1.75, lambda canvas, idents: draw_pedestrian(canvas, place, np.random.default_rng(seed), idents[0]))
+    return Actor(
+        (PERSON,),
+        place,
+        0.5,
+        0.55,
+        1.75,
+        lambda canvas, idents: draw_pedestrian(canvas, place, np.random.default_rng(seed), idents[0]),
+    )
 
 
 def _two_wheeler(kind: str, street: Street, rng: np.random.Generator) -> Actor:
@@ -156,7 +167,13 @@ def _two_wheeler(kind: str, street: Street, rng: np.random.Generator) -> Actor:
     label = MOTOR if motor else BIKE
     labels = (label, RIDER) if ridden else (label,)
     size = (2.1, 0.75) if motor else (1.75, 0.6)
-    return Actor(labels, place, *size, 1.75 if ridden else 1.05, lambda canvas, idents: draw(canvas, place, np.random.default_rng(seed), *idents))
+    return Actor(
+        labels,
+        place,
+        *size,
+        1.75 if ridden else 1.05,
+        lambda canvas, idents: draw(canvas, place, np.random.default_rng(seed), *idents)
+    )
 
 
 def _riding_place(street: Street, rng: np.random.Generator, motor: bool) -> Place:
@@ -166,9 +183,15 @@ def _riding_place(street: Street, rng: np.random.Generator, motor: bool) -> Plac
         return _crossing_place(street, rng)
     if rng.random() < 0.6:
         lateral = street.right_edge - street.parking - float(rng.uniform(0.6, 1.2))
-        lateral = (int(rng.integers(street.lanes_right)) + 0.5) * street.lane if motor and rng.random() < 0.7 else lateral
+        lateral = (
+            (int(rng.integers(street.lanes_right)) + 0.5) * street.lane if motor and rng.random() < 0.7 else lateral
+        )
         return street.place(lateral, s, sway)
-    lateral = -(int(rng.integers(street.lanes_left)) + 0.5) * street.lane if motor else street.left_edge + street.parking + 0.9
+    lateral = (
+        -(int(rng.integers(street.lanes_left)) + 0.5) * street.lane
+        if motor
+        else street.left_edge + street.parking + 0.9
+    )
     return street.place(lateral, s, np.pi + sway)
 
 
@@ -176,4 +199,6 @@ def _parked_place(street: Street, rng: np.random.Generator) -> Place:
     side = 1 if rng.random() < 0.6 else -1
     edge = street.right_edge if side > 0 else -street.left_edge
     heading = float(rng.choice([0.0, np.pi, np.pi / 2, -np.pi / 2, 0.8, -0.8, 2.2, -2.2])) + float(rng.normal(0, 0.2))
-    return street.place(side * (edge + float(rng.uniform(0.6, max(1.0, street.sidewalk - 0.7)))), _distance(rng, 6.0, 24.0), heading)
+    return street.place(
+        side * (edge + float(rng.uniform(0.6, max(1.0, street.sidewalk - 0.7)))), _distance(rng, 6.0, 24.0), heading
+    )

@@ -5,10 +5,26 @@ import numpy as np
 from soma_det.data.synthdrive import paint
 from soma_det.data.synthdrive.canvas import Canvas
 from soma_det.data.synthdrive.model import Model, Place, circle
-from soma_det.data.synthdrive.people import Figure, random_looks, riding_pose
+from soma_det.data.synthdrive.people import Figure, rider_looks, riding_pose
 
-BIKE_COLORS = ((200, 44, 40), (36, 96, 168), (30, 30, 34), (236, 236, 232), (44, 140, 92), (236, 170, 40), (120, 124, 130))
-MOTOR_COLORS = ((196, 34, 32), (28, 28, 32), (34, 78, 160), (238, 238, 234), (230, 120, 30), (50, 120, 70), (150, 154, 160))
+BIKE_COLORS = (
+    (200, 44, 40),
+    (36, 96, 168),
+    (30, 30, 34),
+    (236, 236, 232),
+    (44, 140, 92),
+    (236, 170, 40),
+    (120, 124, 130),
+)
+MOTOR_COLORS = (
+    (196, 34, 32),
+    (28, 28, 32),
+    (34, 78, 160),
+    (238, 238, 234),
+    (230, 120, 30),
+    (50, 120, 70),
+    (150, 154, 160),
+)
 
 
 class Tubes:
@@ -50,7 +66,7 @@ def draw_bike(canvas: Canvas, place: Place, rng: np.random.Generator, ident: int
     color = paint.pick(rng, BIKE_COLORS)
     figure = None
     if rider is not None:
-        looks = random_looks(rng, helmet_share=0.5)
+        looks = rider_looks(rng, helmet_share=0.5)
         pose = riding_pose((-0.22, 0.94), (0.40, 0.24, 1.04), (-0.05, 0.29, 0.17), float(rng.uniform(0, 2 * np.pi)))
         figure = Figure(canvas, place, pose, looks, rider)
         figure.draw_far()
@@ -75,7 +91,14 @@ def _bike_frame(tubes: Tubes, color, basket: bool) -> None:
     tubes.line(circle(crank[0], 0.03, crank[2], 0.09, 12), 0.03, (70, 70, 72), True)
     tubes.line([(-0.16, 0.12, 0.2), (0.06, -0.12, 0.36)], 0.03, (50, 50, 52))
     if basket:
-        corners = [(0.50, -0.16, 0.80), (0.50, 0.16, 0.80), (0.78, 0.18, 1.0), (0.78, -0.18, 1.0), (0.48, -0.18, 1.0), (0.48, 0.18, 1.0)]
+        corners = [
+            (0.50, -0.16, 0.80),
+            (0.50, 0.16, 0.80),
+            (0.78, 0.18, 1.0),
+            (0.78, -0.18, 1.0),
+            (0.48, -0.18, 1.0),
+            (0.48, 0.18, 1.0),
+        ]
         tubes.line(corners, 0.03, (84, 74, 62), True)
     tubes.lamp(0.52, 0.88, 0.045, paint.HEADLAMP, ((1.0, 0.95, 0.85), 0.15, "head"), 1.0)
     tubes.lamp(-0.42, 0.76, 0.045, paint.TAIL, ((1.0, 0.08, 0.05), 0.10, "tail"), -1.0)
@@ -87,7 +110,7 @@ def draw_motor(canvas: Canvas, place: Place, rng: np.random.Generator, ident: in
     scooter = bool(rng.random() < 0.33)
     figure = None
     if rider is not None:
-        looks = random_looks(rng, helmet_share=0.95)
+        looks = rider_looks(rng, helmet_share=0.95)
         pedals = (0.18, 0.34, 0.0) if scooter else (-0.08, 0.36, 0.0)
         pose = riding_pose((-0.25, 0.74), (0.42, 0.31, 1.02), pedals, 0.0)
         figure = Figure(canvas, place, pose, looks, rider)

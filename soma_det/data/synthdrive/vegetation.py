@@ -22,7 +22,14 @@ def draw_tree(canvas: Canvas, place: Place, rng: np.random.Generator, height: fl
         return
     crown = np.array([place.x, height * 0.68, place.z])
     for side in (-1, 1):
-        canvas.limb(fork * (1, 0.8, 1), crown + (0.16 * side * height, 0.02 * height, 0.0), 0.012 * height, 0.005 * height, trunk, ident)
+        canvas.limb(
+            fork * (1, 0.8, 1),
+            crown + (0.16 * side * height, 0.02 * height, 0.0),
+            0.012 * height,
+            0.005 * height,
+            trunk,
+            ident,
+        )
     _leaves(canvas, rng, crown, 0.30 * height, 0.33 * height, green, ident)
 
 
@@ -34,7 +41,9 @@ def draw_bush(canvas: Canvas, place: Place, rng: np.random.Generator, height: fl
     _leaves(canvas, rng, center, height * float(rng.uniform(0.6, 1.0)), height * 0.5, green, ident)
 
 
-def _leaves(canvas: Canvas, rng: np.random.Generator, center: np.ndarray, wide: float, high: float, green, ident: int) -> None:
+def _leaves(
+    canvas: Canvas, rng: np.random.Generator, center: np.ndarray, wide: float, high: float, green, ident: int
+) -> None:
     """Dark big blobs inside, lighter small ones on top, each lit by where on the crown it lies."""
     if center[2] < 1.0:
         return
@@ -50,7 +59,9 @@ def _leaves(canvas: Canvas, rng: np.random.Generator, center: np.ndarray, wide: 
         across, up = radius * np.cos(angle), radius * np.sin(angle)
         level = base * np.maximum(0.2, light * (0.90 + 0.22 * up + 0.20 * across * side) + rng.normal(0, 0.06, count))
         grown = size * rng.uniform(0.7, 1.25, count) * (wide + high) / 2 * scale
-        columns = zip((u + across * wide * scale).tolist(), (v - up * high * scale).tolist(), grown.tolist(), level.tolist())
+        columns = zip(
+            (u + across * wide * scale).tolist(), (v - up * high * scale).tolist(), grown.tolist(), level.tolist()
+        )
         for x, y, blob, shine in columns:
             canvas.blob(x, y, blob, blob, canvas.daylight.lit(green, shine), ident)
 

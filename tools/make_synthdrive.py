@@ -1,0 +1,142 @@
+#!/usr/bin/env python3
+"""Make SynthDrive: procedural driving scenes in five kinds of weather, as VOC devkits.
+
+Examples, from the root of the repository:
+
+    python tools/make_synthdrive.py --output datasets/synthdrive --train 2000 --test 300
+    python tools/make_synthdrive.py --output /tmp/small --train 40 --test 10 --contact-sheet /tmp/small.png
+    python tools/make_synthdrive.py --output datasets/synthdrive_all --train 500 --train-domains daytime_clear night_rainy
+
+Writes <output>/<domain>/VOC2007/{Annotations,ImageSets/Main,JPEGImages}. The same command run again does nothing where the set
+is finished, and goes on where it was interrupted.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+import soma_det  # noqa: F401  (makes detectron2 importable)
+from soma_det.data.synthdrive import CLASSES, DOMAINS, generate, make_picture
+
+_COLORS = (
+    (255, 96, 80),
+    (96, 230, 96),
+    (255, 220, 64),
+    (255, 96, 255),
+    (80, 220, 255),
+    (140, 150, 255),
+    (255, 168, 64),
+)
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--output", type=Path, default=Path("datasets/synthdrive"), help="folder of the set (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--train",
+        type=int,
+        default=2000,
+        metavar="N",
+        help="training pictures per training domain (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--test", type=int, default=300, metavar="N", help="test pictures per domain (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--train-domains",
+        nargs="+",
+        choices=DOMAINS,
+        default=["daytime_clear"],
+        help="domains with a training split (default: daytime_clear)",
+    )
+    parser.add_argument(
+        "--size", type=picture_size, default=(480, 270), metavar="WxH", help="size in pixels (default: 480x270)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives other scenes (default: %(default)s)")
+    parser.add_argument("--workers", type=int, help="processes (default: all cores); does not change the pictures")
+    parser.add_argument("--overwrite", action="store_true", help="remove another SynthDrive found in the output folder")
+    parser.add_argument(
+        "--contact-sheet",
+        type=Path,
+        metavar="PATH",
+        help="also write a picture with samples of every domain and their boxes",
+    )
+    return parser.parse_args(arguments)
+
+
+def picture_size(text: str) -> tuple[int, int]:
+    """'480x270' to (480, 270)."""
+    try:
+        width, height = (int(part) for part in text.lower().split("x"))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 480x270") from error
+    return width, height
+
+
+def contact_sheet(seed: int, split: str, height: int, width: int, columns: int = 4) -> np.ndarray:
+    """The first pictures of every domain, one row each, with boxes: (5 H, columns W, 3) RGB."""
+    rows = [
+        np.concatenate([_sample(seed, domain, split, index, height, width) for index in range(columns)], axis=1)
+        for domain in DOMAINS
+    ]
+    return np.concatenate(rows, axis=0)
+
+
+def _sample(seed: int, domain: str, split: str, index: int, height: int, width: int) -> np.ndarray:
+    image, scene = make_picture(seed, domain, split, index, height, width)
+    image = np.ascontiguousarray(image)
+    for box, label in zip(scene.boxes.round().astype(int), scene.labels):
+        cv2.rectangle(image, box[:2].tolist(), (box[2:] - 1).tolist(), _COLORS[label], 1)
+        cv2.putText(
+            image,
+            CLASSES[label],
+            (int(box[0]), max(9, int(box[1]) - 2)),
+            cv2.FONT_HERSHEY_SIMPLEX,
+            0.33,
+            _COLORS[label],
+            1,
+            cv2.LINE_AA,
+        )
+    cv2.putText(image, domain, (6, height - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
+    return image
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Make the set that the command line asks for."""
+    args = parse_arguments(arguments)
+    width, height = args.size
+    counts = {domain: (args.train if domain in args.train_domains else 0, args.test) for domain in DOMAINS}
+    total = sum(map(sum, counts.values()))
+    start, done = time.perf_counter(), 0
+    try:
+        with tqdm(total=total, unit="picture") as bar:
+            for done in generate(args.output, counts, args.seed, height, width, args.workers, args.overwrite):
+                bar.update(done - bar.n)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    seconds = time.perf_counter() - start
+    print(
+        f"{args.output}: {done} pictures in {seconds:.1f} s ({done / seconds:.1f} per second)"
+        if done
+        else f"{args.output}: already complete"
+    )
+    if args.contact_sheet is not None:
+        sheet = contact_sheet(args.seed, "test" if args.test else "train", height, width)
+        args.contact_sheet.parent.mkdir(parents=True, exist_ok=True)
+        if not cv2.imwrite(str(args.contact_sheet), sheet[..., ::-1]):
+            raise OSError(f"OpenCV could not write {args.contact_sheet}: use an ending such as .png or .jpg.")
+        print(f"{args.contact_sheet}: samples with boxes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
