@@ -41,6 +41,12 @@ How the ViT is adapted, MODEL.ADAPTER.NAME (docs/adapters.md):
 """
 
 
+IBN_NET = """
+The classic baseline has no ViT: MODEL.BACKBONE.NAME build_ibn_resnet_fpn_backbone, a ResNet with instance and batch
+normalization (IBN-Net); see configs/adapters/ibn_resnet.yaml.
+"""
+
+
 def setup(args):
     """The config of the command line, its output folder and its data sets, ready to use."""
     cfg = setup_cfg(args.config_file, args.opts)
@@ -66,7 +72,7 @@ def main(args):
 
 def parse_args(argv=None):
     """Detectron2's arguments; a config file is required."""
-    parser = default_argument_parser(epilog=f"Examples:\n{EXAMPLES}{describe_adapters()}")
+    parser = default_argument_parser(epilog=f"Examples:\n{EXAMPLES}{describe_adapters()}\n{IBN_NET}")
     parser.description = "Train a detector on its source domain and evaluate it in every weather."
     args = parser.parse_args(argv)
     if not args.config_file:

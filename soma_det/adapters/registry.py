@@ -34,6 +34,10 @@ class Adapter:
     block_step: int = 1
     auxiliary_loss: bool = False
 
+    def usual_blocks(self, first: int, last: int) -> list[int]:
+        """The blocks that the method adapts by default, of those from ``first`` to ``last``, both included."""
+        return list(range(last, first - 1, -self.block_step))[::-1]
+
 
 ADAPTERS: dict[str, Adapter] = {}
 

@@ -210,13 +210,13 @@ def sensor_noise(image: np.ndarray, rng: np.random.Generator, full_well: float, 
 def rain_veil(image: np.ndarray, depth: np.ndarray, rate: float, airlight: Sequence[float]) -> np.ndarray:
     """Attenuation by rain too far off to be seen as drops: fog of extinction 0.312 R^0.67 per km (Weber et al., 2015).
 
-    rate R in mm/h, from drizzle (2) to a cloudburst (100); spray and mist near the road multiply the extinction by 4, as
-    pictures from cars show less distance than the drops alone would hide.
+    rate R in mm/h, from drizzle (2) to a cloudburst (100); spray and mist near the road multiply the extinction by 3, as
+    pictures from cars show less distance than the drops alone would hide. Rain ends at the clouds, here 300 m away.
     """
     if rate < 0.0:
         raise ValueError(f"The rain rate is at least 0 mm/h, not {rate}.")
-    extinction = 4.0 * 0.312 * rate**0.67 / 1000.0
-    return fog(image, depth, 3.912 / max(extinction, 1e-9), airlight)
+    extinction = 3.0 * 0.312 * rate**0.67 / 1000.0
+    return fog(image, np.minimum(depth, 300.0), 3.912 / max(extinction, 1e-9), airlight)
 
 
 @_on_radiance
@@ -346,12 +346,12 @@ def _clear_day(image: np.ndarray, scene: Surroundings, rng: np.random.Generator)
 def _night(image: np.ndarray, scene: Surroundings, rng: np.random.Generator, glow: float) -> np.ndarray:
     """Dark ambient light, the own beam, street lamps, lit windows, and lamps that look into the camera."""
     albedo = np.minimum(image, 0.7)
-    ambient = low_sky(blue_shift(image, 0.5), scene.depth, (0.16, 0.20, 0.34), (0.75, 0.62, 0.56))
-    ambient = ambient * float(rng.uniform(0.02, 0.045))
+    ambient = low_sky(blue_shift(image, 0.5), scene.depth, (0.12, 0.16, 0.30), (0.60, 0.48, 0.42))
+    ambient = ambient * float(rng.uniform(0.03, 0.07))
     beam = headlamps(albedo, scene.depth) - albedo
     lit = street_lighting(albedo, scene.depth, scene.lights) - albedo
     solid = ~np.isinf(scene.depth)[..., None]
-    dark = ambient + solid * (float(rng.uniform(0.28, 0.45)) * beam + float(rng.uniform(0.14, 0.24)) * lit)
+    dark = ambient + solid * (float(rng.uniform(0.40, 0.65)) * beam + float(rng.uniform(0.20, 0.36)) * lit)
     dark = lit_windows(dark, scene.emission * (0.35 + image), glow)
     return lamps(dark, scene.lights, power=0.6, glow=glow)
 
@@ -361,12 +361,12 @@ def _clear_night(image: np.ndarray, scene: Surroundings, rng: np.random.Generato
 
 
 def _rainy_dusk(image: np.ndarray, scene: Surroundings, rng: np.random.Generator) -> np.ndarray:
-    rate, gain = float(rng.uniform(5.0, 20.0)), float(rng.uniform(0.16, 0.30))
-    dusk = low_sky(blue_shift(image, 0.22), scene.depth, (0.66, 0.72, 0.92), (1.08, 0.98, 0.94))
+    rate, gain = float(rng.uniform(5.0, 20.0)), float(rng.uniform(0.18, 0.34))
+    dusk = low_sky(blue_shift(image, 0.22), scene.depth, (0.42, 0.52, 0.80), (1.25, 1.0, 0.88))
     dusk = expose(dusk, (0.94 * gain, 0.97 * gain, 1.10 * gain))
     dusk = lamps(lit_windows(dusk, scene.emission * (0.25 + image)), scene.lights, power=0.5, glow=0.5)
     dusk = wet_road(dusk, scene.road, scene.depth, rng, wetness=float(rng.uniform(0.7, 1.0)))
-    dusk = rain_veil(dusk, scene.depth, rate, airlight=(0.72 * gain, 0.76 * gain, 0.86 * gain))
+    dusk = rain_veil(dusk, scene.depth, rate, airlight=(0.50 * gain, 0.53 * gain, 0.62 * gain))
     dusk = rain_streaks(dusk, scene.depth, rng, rate, light=0.9 * gain, slant=float(rng.normal(0.0, 0.12)))
     dusk = lens_drops(dusk, rng, int(rng.integers(4, 22)))
     return sensor_noise(dusk, rng, full_well=float(rng.uniform(1500, 4000)))
@@ -378,7 +378,7 @@ def _rainy_night(image: np.ndarray, scene: Surroundings, rng: np.random.Generato
         _night(image, scene, rng, glow=0.9), scene.road, scene.depth, rng, wetness=float(rng.uniform(0.8, 1.0))
     )
     dark = rain_veil(dark, scene.depth, rate, airlight=(0.022, 0.022, 0.026))
-    dark = rain_streaks(dark, scene.depth, rng, rate, light=0.14, slant=float(rng.normal(0.0, 0.12)))
+    dark = rain_streaks(dark, scene.depth, rng, rate, light=0.22, slant=float(rng.normal(0.0, 0.12)))
     dark = lens_drops(dark, rng, int(rng.integers(6, 28)))
     return sensor_noise(dark, rng, full_well=float(rng.uniform(700, 1800)))
 

@@ -83,7 +83,7 @@ def _blocks(cfg: CfgNode, adapter: Adapter, depth: int) -> list[int]:
     if any(block < frozen for block in blocks):
         raise ValueError(f"MODEL.ADAPTER.BLOCKS {blocks} reaches into the {frozen} MODEL.VIT.FROZEN_BLOCKS.")
     last = max((block % depth for block in cfg.MODEL.VIT.OUT_BLOCKS), default=depth - 1)
-    return blocks or list(range(last, frozen - 1, -adapter.block_step))[::-1]
+    return blocks or adapter.usual_blocks(frozen, last)
 
 
 def _options(cfg: CfgNode, adapter: Adapter) -> dict:
