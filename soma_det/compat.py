@@ -89,6 +89,16 @@ def _stub_compiled_extension() -> None:
 class _MissingExtension(types.ModuleType):
     """Stands in for ``detectron2._C``; any op asked of it is an error that names the op."""
 
+    def get_compiler_version(self) -> str:
+        """For the report on the environment that Detectron2 logs at the start."""
+        return "none, its Python sources are used alone"
+
+    get_cuda_version = get_compiler_version
+
+    def has_cuda(self) -> bool:
+        """Of the extension, not of torch."""
+        return False
+
     def __getattr__(self, name: str):
         if name.startswith("__"):  # what the import system and inspect look up
             raise AttributeError(name)
