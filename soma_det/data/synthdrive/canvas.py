@@ -96,7 +96,10 @@ class Canvas:
 
     def fill(self, outlines: list[np.ndarray], color, ident: int) -> None:
         """Fill polygons given in pixels, each (K, 2)."""
-        fixed = [_fixed(outline) for outline in outlines if len(outline) >= 3]
+        self.fill_fixed([fixed_point(outline) for outline in outlines if len(outline) >= 3], color, ident)
+
+    def fill_fixed(self, fixed: list[np.ndarray], color, ident: int) -> None:
+        """Fill polygons given in `fixed_point` coordinates."""
         if fixed:
             cv2.fillPoly(self.pixels, fixed, _paint(color, ident), cv2.LINE_8, _SHIFT)
 
@@ -117,7 +120,7 @@ class Canvas:
         if points[:, 2].min() < NEAR:
             return
         thickness = self.pixel_width(width, float(points[:, 2].mean()))
-        outline = _fixed(self.camera.project(points))
+        outline = fixed_point(self.camera.project(points))
         cv2.polylines(self.pixels, [outline], closed, _paint(color, ident), thickness, cv2.LINE_8, _SHIFT)
 
     def disc(self, center: np.ndarray, radius: float, color, ident: int, squash: float = 1.0) -> None:
@@ -229,7 +232,7 @@ class Canvas:
         return cv2.resize(self.pixels[..., :3], size, interpolation=cv2.INTER_AREA)
 
 
-def _fixed(outline: np.ndarray) -> np.ndarray:
+def fixed_point(outline: np.ndarray) -> np.ndarray:
     """Pixels (K, 2) to OpenCV's fixed-point canvas coordinates, whose integers are pixel centers."""
     inside = np.minimum(np.maximum(outline, -_FAR_OFF), _FAR_OFF)
     return np.rint(inside * (SUPERSAMPLING << _SHIFT) - (1 << _SHIFT >> 1)).astype(np.int32)

@@ -136,8 +136,9 @@ def _run(jobs: list[Job], workers: int) -> Iterator[int]:
             _write_picture(job)
             yield done
         return
-    # A fresh process: forking one that has started threads (OpenCV's, torch's) may hang.
-    context = multiprocessing.get_context("spawn")
+    # Not "fork": a process that has started threads (OpenCV's, torch's) may hang in its forks.
+    clean = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(clean)
     with context.Pool(min(workers, len(jobs)), initializer=cv2.setNumThreads, initargs=(1,)) as pool:
         for done, _ in enumerate(pool.imap_unordered(_write_picture, jobs, chunksize=4), 1):
             yield done

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from soma_det.data.synthdrive.camera import NEAR
-from soma_det.data.synthdrive.canvas import Canvas
+from soma_det.data.synthdrive.canvas import Canvas, fixed_point
 
 
 @dataclass(frozen=True)
@@ -126,17 +126,17 @@ class Model:
 def _paint_parts(canvas: Canvas, place: Place, parts: list[tuple[Decal, float]], ident: int) -> None:
     """Paint polygons under their light levels; one projection for all of them where nothing has to be clipped."""
     world = place.to_world(np.concatenate([part.points for part, _ in parts]))
-    pixels = canvas.camera.project(world) if world[:, 2].min() >= NEAR else None
+    fixed = fixed_point(canvas.camera.project(world)) if world[:, 2].min() >= NEAR else None
     start, lit = 0, {}
     for part, level in parts:
         stop = start + len(part.points)
         color, own = canvas.daylight.lit(part.color, level), ident
         if part.emission is not None:
             own = lit[part.emission] = lit.get(part.emission) or canvas.lit_id(ident, part.emission)
-        if pixels is None:
+        if fixed is None:
             canvas.polygon(world[start:stop], color, own)
         else:
-            canvas.fill([pixels[start:stop]], color, own)
+            canvas.fill_fixed([fixed[start:stop]], color, own)
         if part.lamp is not None:
             canvas.lamp(world[start:stop], *part.lamp, ident)
         start = stop

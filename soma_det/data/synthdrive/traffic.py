@@ -55,8 +55,9 @@ def populate(street: Street, rng: np.random.Generator, count: int) -> list[Actor
     kinds, shares = list(mix), np.array(list(mix.values()))
     actors: list[Actor] = []
     for kind in rng.choice(kinds, size=count, p=shares / shares.sum()):
+        propose = _proposals(str(kind), street, rng)
         for _ in range(6):
-            actor = _sample(str(kind), street, rng)
+            actor = propose()
             if actor is not None and _is_free(actor, actors):
                 actors.append(actor)
                 break
@@ -70,12 +71,15 @@ def _is_free(actor: Actor, others: list[Actor]) -> bool:
     return z0 > 3.0 and not any(x0 < b[2] and x1 > b[0] and z0 < b[3] and z1 > b[1] for b in boxes)
 
 
-def _sample(kind: str, street: Street, rng: np.random.Generator) -> Actor | None:
+def _proposals(kind: str, street: Street, rng: np.random.Generator) -> Callable[[], Actor | None]:
+    """A function that proposes a road user of this kind at another place each time (None where that place will not do)."""
     if kind == "person":
-        return _pedestrian(street, rng)
+        return lambda: _pedestrian(street, rng)
     if kind.endswith(("bike", "motor")):
-        return _two_wheeler(kind, street, rng)
-    return _vehicle(kind, street, rng)
+        return lambda: _two_wheeler(kind, street, rng)
+    build, label = {"car": (build_car, CAR), "bus": (build_bus, BUS), "truck": (build_truck, TRUCK)}[kind]
+    model, length, width = build(rng)
+    return lambda: _vehicle(label, model, length, width, _vehicle_place(kind, street, rng, length))
 
 
 def _distance(rng: np.random.Generator, near: float, far: float) -> float:
@@ -83,18 +87,11 @@ def _distance(rng: np.random.Generator, near: float, far: float) -> float:
     return float(np.exp(rng.uniform(np.log(near), np.log(far))))
 
 
-def _vehicle(kind: str, street: Street, rng: np.random.Generator) -> Actor | None:
-    build, label = {"car": (build_car, CAR), "bus": (build_bus, BUS), "truck": (build_truck, TRUCK)}[kind]
-    model, length, width = build(rng)
-    place = _vehicle_place(kind, street, rng, length)
+def _vehicle(label: int, model: Model, length: float, width: float, place: Place | None) -> Actor | None:
     if place is None:
         return None
     top = max(float(face.points[:, 2].max()) for face in model.faces)
-    return Actor((label,), place, length, width, top, _model_painter(model, place))
-
-
-def _model_painter(model: Model, place: Place) -> Callable[[Canvas, tuple[int, ...]], None]:
-    return lambda canvas, idents: model.draw(canvas, place, idents[0])
+    return Actor((label,), place, length, width, top, lambda canvas, idents: model.draw(canvas, place, idents[0]))
 
 
 def _vehicle_place(kind: str, street: Street, rng: np.random.Generator, length: float) -> Place | None:

@@ -54,7 +54,7 @@ def _leaves(
     detail = int(np.clip(wide * scale, 4, 60))
     side = np.sign(canvas.daylight.sun[0]) * min(1.0, canvas.daylight.strength * 2)
     base = canvas.daylight.level(_FRONT)
-    for count, size, light in ((9 + detail // 6, 0.44, 0.68), (14 + detail, 0.20, 0.95), (10 + 2 * detail, 0.10, 1.12)):
+    for count, size, light in ((7 + detail // 6, 0.44, 0.68), (9 + detail, 0.20, 0.95), (4 + 2 * detail, 0.10, 1.12)):
         angle, radius = rng.uniform(0, 2 * np.pi, count), np.sqrt(rng.random(count)) * (1.02 - size * 0.7)
         across, up = radius * np.cos(angle), radius * np.sin(angle)
         level = base * np.maximum(0.2, light * (0.90 + 0.22 * up + 0.20 * across * side) + rng.normal(0, 0.06, count))
