@@ -5,7 +5,6 @@
 PYTHON ?= .venv/bin/python
 BASE_PYTHON ?= python3
 SHELL := /bin/bash
-DEMO := output/demo
 STAMP := .venv/.soma_det-$(shell cat requirements/*.txt setup.py tools/setup_env.sh | cksum | cut -d' ' -f1)
 
 .PHONY: help setup test test-all demo clean
@@ -27,8 +26,13 @@ $(STAMP):
 test: setup
 	$(PYTHON) -m pytest tests
 
+# Each step goes on where an interrupted one stopped.
 demo: setup
-	$(PYTHON) tools/demo.py --output $(DEMO)
+	$(PYTHON) tools/make_synthdrive.py --output datasets/synthdrive --train 600 --test 60
+	$(PYTHON) tools/train_net.py --config-file configs/demo.yaml --resume
+	$(PYTHON) tools/visualize.py --config-file configs/demo.yaml --weights output/demo/model_final.pth \
+	    --contact-sheet --count 3 --output output/demo
+	@echo 'Look at output/demo: results.md, results.png, contact_sheet.png'
 
 clean:
 	rm -rf output datasets/synthdrive build *.egg-info

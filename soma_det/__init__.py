@@ -2,6 +2,11 @@
 
 from soma_det import compat
 
-compat.apply()
+compat.apply()  # before anything imports Detectron2's submodules
 
+from soma_det import modeling  # noqa: E402, F401  (fills Detectron2's registries)
+from soma_det.config import add_soma_config  # noqa: E402
+from soma_det.engine import Trainer  # noqa: E402
+
+__all__ = ["Trainer", "add_soma_config"]
 __version__ = "0.1.0"

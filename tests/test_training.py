@@ -14,6 +14,7 @@ from soma_det.engine import Trainer, load_model
 from soma_det.engine.checkpoint import AtomicCheckpointer
 from soma_det.engine.hooks import annealed_weight_decay
 from soma_det.engine.output_dir import check_output_dir
+from soma_det.engine.trainer import _train_in
 
 
 @pytest.fixture(scope="module")
@@ -185,3 +186,12 @@ def test_missing_weights_are_errors_that_name_the_remedy(data, tmp_path):
         load_model(tiny_cfg(data, tmp_path, MODEL__WEIGHTS=str(tmp_path / "nothing.pth")))
     with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty"):
         load_model(tiny_cfg(data, tmp_path))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_mixed_precision_has_the_chosen_dtype_in_training_also_within_another_autocast(dtype):
+    model = torch.nn.Linear(4, 4)
+    _train_in(model, "cpu", dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(torch.zeros(1, 4)).dtype == dtype
+    assert model.eval()(torch.zeros(1, 4)).dtype == torch.float32

@@ -330,7 +330,7 @@ def low_sky(image: np.ndarray, depth: np.ndarray, top: Sequence[float], bottom: 
     return np.where(sky[..., None], image * factor, image)
 
 
-class Surroundings(NamedTuple):
+class Context(NamedTuple):
     """What an effect may know about a scene besides its picture; see `apply_weather`."""
 
     depth: np.ndarray
@@ -339,11 +339,11 @@ class Surroundings(NamedTuple):
     emission: np.ndarray
 
 
-def _clear_day(image: np.ndarray, scene: Surroundings, rng: np.random.Generator) -> np.ndarray:
+def _clear_day(image: np.ndarray, scene: Context, rng: np.random.Generator) -> np.ndarray:
     return sensor_noise(image, rng, full_well=float(rng.uniform(9000, 20000)))
 
 
-def _night(image: np.ndarray, scene: Surroundings, rng: np.random.Generator, glow: float) -> np.ndarray:
+def _night(image: np.ndarray, scene: Context, rng: np.random.Generator, glow: float) -> np.ndarray:
     """Dark ambient light, the own beam, street lamps, lit windows, and lamps that look into the camera."""
     albedo = np.minimum(image, 0.7)
     ambient = low_sky(blue_shift(image, 0.5), scene.depth, (0.12, 0.16, 0.30), (0.60, 0.48, 0.42))
@@ -356,11 +356,11 @@ def _night(image: np.ndarray, scene: Surroundings, rng: np.random.Generator, glo
     return lamps(dark, scene.lights, power=0.6, glow=glow)
 
 
-def _clear_night(image: np.ndarray, scene: Surroundings, rng: np.random.Generator) -> np.ndarray:
+def _clear_night(image: np.ndarray, scene: Context, rng: np.random.Generator) -> np.ndarray:
     return sensor_noise(_night(image, scene, rng, glow=0.5), rng, full_well=float(rng.uniform(900, 2500)))
 
 
-def _rainy_dusk(image: np.ndarray, scene: Surroundings, rng: np.random.Generator) -> np.ndarray:
+def _rainy_dusk(image: np.ndarray, scene: Context, rng: np.random.Generator) -> np.ndarray:
     rate, gain = float(rng.uniform(5.0, 20.0)), float(rng.uniform(0.18, 0.34))
     dusk = low_sky(blue_shift(image, 0.22), scene.depth, (0.42, 0.52, 0.80), (1.25, 1.0, 0.88))
     dusk = expose(dusk, (0.94 * gain, 0.97 * gain, 1.10 * gain))
@@ -372,7 +372,7 @@ def _rainy_dusk(image: np.ndarray, scene: Surroundings, rng: np.random.Generator
     return sensor_noise(dusk, rng, full_well=float(rng.uniform(1500, 4000)))
 
 
-def _rainy_night(image: np.ndarray, scene: Surroundings, rng: np.random.Generator) -> np.ndarray:
+def _rainy_night(image: np.ndarray, scene: Context, rng: np.random.Generator) -> np.ndarray:
     rate = float(rng.uniform(5.0, 25.0))
     dark = wet_road(
         _night(image, scene, rng, glow=0.9), scene.road, scene.depth, rng, wetness=float(rng.uniform(0.8, 1.0))
@@ -383,7 +383,7 @@ def _rainy_night(image: np.ndarray, scene: Surroundings, rng: np.random.Generato
     return sensor_noise(dark, rng, full_well=float(rng.uniform(700, 1800)))
 
 
-def _foggy_day(image: np.ndarray, scene: Surroundings, rng: np.random.Generator) -> np.ndarray:
+def _foggy_day(image: np.ndarray, scene: Context, rng: np.random.Generator) -> np.ndarray:
     visibility = float(np.exp(rng.uniform(np.log(60.0), np.log(240.0))))
     level = float(rng.uniform(0.50, 0.74))
     flat = expose(blue_shift(image, 0.12), level / 0.74)
@@ -424,5 +424,5 @@ def apply_weather(
         raise ValueError(f"Depth of shape {depth.shape} does not fit a picture of {height} x {width} (H x W).")
     road = guess < 40.0 if road is None else road
     emission = np.zeros((height, width, 3), np.float32) if emission is None else emission
-    scene = Surroundings(depth, list(lights or []), road, emission)
+    scene = Context(depth, list(lights or []), road, emission)
     return _on_radiance(DOMAIN_EFFECTS[domain])(image, scene, rng)

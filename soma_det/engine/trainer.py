@@ -42,7 +42,7 @@ class Trainer(DefaultTrainer):
         if cfg.SOLVER.FREEZING.UNTIL == 0:
             freeze(match_modules(model, cfg.SOLVER.FREEZING.MODULES).values())
         if cfg.SOLVER.AMP.ENABLED:
-            _train_in(model, getattr(torch, cfg.SOLVER.AMP.DTYPE))
+            _train_in(model, "cuda", getattr(torch, cfg.SOLVER.AMP.DTYPE))
         logger.info("Model: %d of %d parameters train", count_parameters(model, trainable=True), count_parameters(model))
         return model
 
@@ -132,7 +132,7 @@ def _recipe_hooks(cfg: CfgNode, seed: int) -> list[HookBase]:
     return recipe
 
 
-def _train_in(model: nn.Module, dtype: torch.dtype) -> None:
+def _train_in(model: nn.Module, device: str, dtype: torch.dtype) -> None:
     """Run the model's training forward pass under autocast to this dtype.
 
     Detectron2 0.4 knows fp16 only; inside its own autocast, this inner one decides.
@@ -140,7 +140,9 @@ def _train_in(model: nn.Module, dtype: torch.dtype) -> None:
     forward: Callable = model.forward
 
     def autocast_forward(*args, **kwargs):
-        with torch.autocast("cuda", dtype=dtype, enabled=model.training):
+        if not model.training:
+            return forward(*args, **kwargs)
+        with torch.autocast(device, dtype=dtype):
             return forward(*args, **kwargs)
 
     model.forward = autocast_forward

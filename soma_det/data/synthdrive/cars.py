@@ -215,40 +215,37 @@ def _front(model: Model, shape: CarShape, color, nose: float) -> None:
 def _cabin(model: Model, shape: CarShape, color) -> None:
     """Windows between pillars in the body color, and the roof."""
     foot, head = shape.width / 2 - 0.04, shape.width / 2 - 0.24
-    rear_foot, rear_head = shape.rear_glass
-    front_head, front_foot = shape.windshield
+    (rear_foot, rear_head), (front_head, front_foot) = shape.rear_glass, shape.windshield
     belt, roof = shape.belt, shape.roof
     inside = ((rear_head + front_head) / 2, 0.0, belt)
+
+    def wall(*corners) -> Face:
+        return model.face(corners, color, inside)
+
     for side in (-1, 1):
-        quad = [
-            (rear_foot, side * foot, belt),
-            (front_foot, side * foot, belt),
-            (front_head, side * head, roof),
-            (rear_head, side * head, roof),
-        ]
-        flank = model.face(quad, color, inside)
+        low, high = side * foot, side * head
+        flank = wall((rear_foot, low, belt), (front_foot, low, belt), (front_head, high, roof), (rear_head, high, roof))
         for left, right in shape.windows:
-            flank.patch(left, 0.06, right, 0.86, paint.GLASS)
-            flank.patch(left, 0.55, right, 0.86, (74, 88, 102))
-    model.face(
-        [(rear_head, -head, roof), (rear_head, head, roof), (front_head, head, roof), (front_head, -head, roof)],
-        color,
-        inside,
+            flank.patch(left, 0.06, right, 0.86, paint.GLASS).patch(left, 0.55, right, 0.86, (74, 88, 102))
+    wall((rear_head, -head, roof), (rear_head, head, roof), (front_head, head, roof), (front_head, -head, roof))
+    _rear_window(
+        wall((rear_foot, -foot, belt), (rear_foot, foot, belt), (rear_head, head, roof), (rear_head, -head, roof))
     )
-    back = model.face(
-        [(rear_foot, -foot, belt), (rear_foot, foot, belt), (rear_head, head, roof), (rear_head, -head, roof)],
-        color,
-        inside,
+    _windshield(
+        wall((front_foot, foot, belt), (front_foot, -foot, belt), (front_head, -head, roof), (front_head, head, roof))
     )
-    back.patch(0.08, 0.10, 0.92, 0.88, paint.GLASS).patch(0.10, 0.55, 0.90, 0.86, (70, 82, 95))
-    back.patch(0.30, 0.90, 0.70, 0.96, (140, 22, 22))
-    glass = model.face(
-        [(front_foot, foot, belt), (front_foot, -foot, belt), (front_head, -head, roof), (front_head, head, roof)],
-        color,
-        inside,
-    )
-    glass.patch(0.05, 0.03, 0.95, 0.93, (58, 68, 78)).patch(0.05, 0.55, 0.95, 0.93, (92, 108, 122))
-    glass.patch(0.60, 0.05, 0.84, 0.50, (40, 46, 52)).patch(0.16, 0.05, 0.40, 0.50, (40, 46, 52))
+
+
+def _rear_window(face: Face) -> None:
+    """Glass that mirrors the sky in its upper half, under the third brake lamp."""
+    face.patch(0.08, 0.10, 0.92, 0.88, paint.GLASS).patch(0.10, 0.55, 0.90, 0.86, (70, 82, 95))
+    face.patch(0.30, 0.90, 0.70, 0.96, (140, 22, 22))
+
+
+def _windshield(face: Face) -> None:
+    """Glass with the two front seats behind it."""
+    face.patch(0.05, 0.03, 0.95, 0.93, (58, 68, 78)).patch(0.05, 0.55, 0.95, 0.93, (92, 108, 122))
+    face.patch(0.60, 0.05, 0.84, 0.50, (40, 46, 52)).patch(0.16, 0.05, 0.40, 0.50, (40, 46, 52))
 
 
 def _mirrors(model: Model, shape: CarShape, color) -> None:

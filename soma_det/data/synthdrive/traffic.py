@@ -16,9 +16,11 @@ from soma_det.data.synthdrive.two_wheelers import draw_bike, draw_motor
 CLASSES = ("bus", "bike", "car", "motor", "person", "rider", "truck")
 BUS, BIKE, CAR, MOTOR, PERSON, RIDER, TRUCK = range(7)
 
+MAX_OBJECTS = 12  # in a picture, riders included
+
 # Shares of what is put on the street; "ridden" brings a rider as well.
 _MIX = {
-    "car": 0.41, "person": 0.24, "truck": 0.09, "bus": 0.07,
+    "car": 0.41, "person": 0.28, "truck": 0.09, "bus": 0.07,
     "ridden bike": 0.065, "ridden motor": 0.055, "bike": 0.04, "motor": 0.03,
 }  # fmt: skip
 _HIGHWAY_MIX = {"car": 0.62, "truck": 0.20, "bus": 0.08, "ridden motor": 0.10}
@@ -61,6 +63,8 @@ def populate(street: Street, rng: np.random.Generator, count: int) -> list[Actor
             if actor is not None and _is_free(actor, actors):
                 actors.append(actor)
                 break
+        if sum(len(actor.labels) for actor in actors) >= MAX_OBJECTS - 1:  # the next may bring a rider
+            break
     return actors
 
 
