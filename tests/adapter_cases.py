@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from soma_det.adapters import ADAPTERS, inject_adapter
+from soma_det.adapters.moa import pop_auxiliary_losses
 
 FROZEN = 2  # leading blocks
 HAS_PEFT = importlib.util.find_spec("peft") is not None
@@ -63,6 +64,6 @@ def train_steps(vit: nn.Module, steps: int = 2) -> None:
             x, indices=[len(vit.blocks) - 1], output_fmt="NLC", intermediates_only=True
         )
         optimizer.zero_grad()
-        (head(feature) - target).square().sum().backward()
+        ((head(feature) - target).square().sum() + sum(pop_auxiliary_losses(vit).values())).backward()
         optimizer.step()
     vit.eval()

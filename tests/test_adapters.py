@@ -202,7 +202,7 @@ def test_checkpoints_of_a_plain_and_an_adapted_vit_do_not_fit_each_other(case, t
 
 
 def test_one_step_under_autocast_and_ddp_moves_every_rank_alike():
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     worker = str(ROOT / "tests" / "adapter_ddp_worker.py")
     result = subprocess.run([*command, worker], env=environment, capture_output=True, text=True, timeout=300)

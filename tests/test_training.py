@@ -172,7 +172,7 @@ def test_resuming_with_another_model_is_refused(finished, data):
 
 def test_dense_weights_in_an_adapted_model_and_the_reverse_are_errors_with_a_remedy(finished, data, tmp_path):
     cfg, trainer, _ = finished
-    dense_cfg = tiny_cfg(data, tmp_path, MODEL__ADAPTER__NAME="full")
+    dense_cfg = tiny_cfg(data, tmp_path, MODEL__ADAPTER__NAME="full", MODEL__ADAPTER__RANK=16)
     dense = Trainer.build_model(dense_cfg)
     torch.save({"model": dense.state_dict()}, tmp_path / "dense.pth")
     with pytest.raises(ValueError, match="(?s)dense.*MODEL.VIT.WEIGHTS"):

@@ -91,6 +91,7 @@ def inject_adapter(vit: nn.Module, name: str, blocks: Sequence[int], **options) 
     if getattr(vit, "adapter_name", None):
         raise ValueError(f"The ViT is adapted already, by {vit.adapter_name!r}: merge_adapter first, or build it anew.")
     names = adapter.inject(vit, blocks, **options)
+    vit.train(vit.training)  # new modules join the ViT's mode
     vit.requires_grad_(False)
     for parameter in names:
         vit.get_parameter(parameter).requires_grad_(True)

@@ -113,7 +113,8 @@ class Canvas:
         """Fill many world quads (N, 4, 3) of one color; those reaching behind the camera are left out."""
         quads = quads[quads[:, :, 2].min(axis=1) >= NEAR] if len(quads) else quads
         if len(quads):
-            self.fill(list(self.camera.project(quads.reshape(-1, 3)).reshape(-1, 4, 2)), color, ident)
+            fixed = fixed_point(self.camera.project(quads.reshape(-1, 3))).reshape(-1, 4, 2)
+            self.fill_fixed(list(fixed), color, ident)
 
     def stroke(self, points: np.ndarray, width: float, color, ident: int, closed: bool = False) -> None:
         """A line of this width in meters through world points (K, 3)."""
@@ -141,6 +142,13 @@ class Canvas:
             cv2.circle(self.pixels, center, axes[0], _paint(color, ident), -1, cv2.LINE_8, _SHIFT)
             return
         cv2.ellipse(self.pixels, center, axes, 0, 0, 360, _paint(color, ident), -1, cv2.LINE_8, _SHIFT)
+
+    def blobs(self, u: np.ndarray, v: np.ndarray, radius: np.ndarray, colors: np.ndarray, ident: int) -> None:
+        """Many circles in pixels, (N,) each, with colors (N, 3)."""
+        fixed = SUPERSAMPLING * (1 << _SHIFT)
+        circles = np.stack([u * fixed - 8, v * fixed - 8, np.maximum(8, radius * fixed)], axis=1).astype(int).tolist()
+        for (x, y, size), paint in zip(circles, np.minimum(colors, 255.0).astype(int).tolist()):
+            cv2.circle(self.pixels, (x, y), size, (*paint, ident), -1, cv2.LINE_8, _SHIFT)
 
     def limb(
         self, start: np.ndarray, end: np.ndarray, start_radius: float, end_radius: float, color, ident: int

@@ -139,6 +139,8 @@ def _run(jobs: list[Job], workers: int) -> Iterator[int]:
     # Not "fork": a process that has started threads (OpenCV's, torch's) may hang in its forks.
     clean = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(clean)
+    if clean == "forkserver":
+        context.set_forkserver_preload(["__main__", __name__])  # import torch and the like once, not in every worker
     with context.Pool(min(workers, len(jobs)), initializer=cv2.setNumThreads, initargs=(1,)) as pool:
         for done, _ in enumerate(pool.imap_unordered(_write_picture, jobs, chunksize=4), 1):
             yield done

@@ -132,7 +132,7 @@ class RoadPainter:
     def strip(self, left: float, right: float, start: float, stop: float, color, ident: int) -> None:
         """Ground between two laterals and two distances, following the curve."""
         count = 2 if self.street.curvature == 0.0 else max(2, int(4 * np.log2(stop / start) + 2))
-        s = np.geomspace(start, stop, count)
+        s = start * (stop / start) ** (np.arange(count) / (count - 1))
         outline = np.concatenate([self.street.points(left, s), self.street.points(right, s[::-1])])
         self.canvas.polygon(outline, self._lit(color), ident)
 
@@ -232,14 +232,21 @@ class RoadPainter:
 
     def _dashes(self, lateral: float, start: float, stop: float, color) -> None:
         offset = float(self.rng.uniform(0.0, 9.0))
-        for begin in np.arange(max(1.0, start) + offset - 9.0, min(stop, 130.0), 9.0):
-            if begin + 3.0 > start:
-                self.strip(lateral - 0.075, lateral + 0.075, max(begin, start), min(begin + 3.0, stop), color, ROAD)
+        begin = np.arange(start + offset - 9.0, min(stop, 130.0), 9.0)
+        begin = begin[begin + 3.0 > start]
+        edges = np.full(len(begin), lateral - 0.075)
+        self._bars(edges, edges + 0.15, np.maximum(begin, start), np.minimum(begin + 3.0, stop), color)
+
+    def _bars(self, left, right, near, far, color) -> None:
+        """Many short rectangles (N,) on the road."""
+        sides, ends = np.stack([left, right, right, left], axis=1), np.stack([near, near, far, far], axis=1)
+        self.canvas.quads(self.street.points(sides.ravel(), ends.ravel()).reshape(-1, 4, 3), self._lit(color), ROAD)
 
     def _zebra(self, start: float) -> None:
         """A pedestrian crossing of bars along the road, 3 m deep, and a stop line before it."""
-        for left in np.arange(self.street.left_edge + 0.3, self.street.right_edge - 0.4, 0.95):
-            self.strip(left, left + 0.5, start, start + 3.0, self.white, ROAD)
+        left = np.arange(self.street.left_edge + 0.3, self.street.right_edge - 0.4, 0.95)
+        near = np.full(len(left), start)
+        self._bars(left, left + 0.5, near, near + 3.0, self.white)
         if start < self.street.crossing:
             self.strip(
                 0.2, self.street.right_edge - self.street.parking - 0.2, start - 1.6, start - 1.15, self.white, ROAD

@@ -59,11 +59,8 @@ def _leaves(
         across, up = radius * np.cos(angle), radius * np.sin(angle)
         level = base * np.maximum(0.2, light * (0.90 + 0.22 * up + 0.20 * across * side) + rng.normal(0, 0.06, count))
         grown = size * rng.uniform(0.7, 1.25, count) * (wide + high) / 2 * scale
-        columns = zip(
-            (u + across * wide * scale).tolist(), (v - up * high * scale).tolist(), grown.tolist(), level.tolist()
-        )
-        for x, y, blob, shine in columns:
-            canvas.blob(x, y, blob, blob, canvas.daylight.lit(green, shine), ident)
+        colors = level[:, None] * (np.array(green) * canvas.daylight.tint)
+        canvas.blobs(u + across * wide * scale, v - up * high * scale, grown, colors, ident)
 
 
 def _cone(canvas: Canvas, place: Place, rng: np.random.Generator, height: float, green, ident: int) -> None:
