@@ -16,7 +16,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn import functional as F
 
-from soma_det.adapters import ADAPTERS, describe_adapters, get_adapter, inject_adapter, merge_adapter
+from soma_det.adapters import ADAPTERS, describe_adapters, inject_adapter, merge_adapter
 from soma_det.adapters.moa import (
     CosineRouter,
     KroneckerExpert,
@@ -62,6 +62,15 @@ TINY = [
     FROZEN,
 ]
 TINY += ["MODEL.PYRAMID.OUT_CHANNELS", 8, "MODEL.DEVICE", "cpu", "MODEL.ROI_BOX_HEAD.FC_DIM", 16]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Matrices this small are slower on several threads, and much slower where processors are shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def tiny_cfg(*opts):
@@ -512,7 +521,3 @@ def test_widths_that_64_does_not_divide_are_refused_with_the_remedy():
     with pytest.raises(ValueError, match="144 x 48, which does not divide by 64.*MOA.EXPERTS to 'lora'"):
         inject_adapter(vit, "moa", [1])
     inject_adapter(vit, "moa", [1], experts="lora")
-
-
-def test_get_adapter_knows_the_reason_of_each_method_that_cannot_be_merged():
-    assert "router picks another weight for each token" in get_adapter("moa").why_not_mergeable

@@ -5,7 +5,7 @@ The experts e of a layer have the ranks r_e = 1, 2, 4, 8 and
 
     dW_e = sum over i = 1..64 of kron(A_i, L_i^e R_i^e),
 
-with A_i (64, 64) of rank 1, shared by all experts of all layers, L^e (64, d_in / 64, r_e) and R^e (64, r_e, d_out / 64).
+with A_i (64, 64) of rank 1, shared by all experts and layers, L^e (64, d_in / 64, r_e) and R^e (64, r_e, d_out / 64).
 A cosine router per token picks the expert:
 
     logits = norm(x W_p) norm(M) exp(min(tau, log 100)),   p = softmax(logits + noise),
@@ -75,7 +75,7 @@ class LoraExpert(nn.Module):
 
 
 class CosineRouter(nn.Module):
-    """Scores of the experts for each token, by the cosine between the projected token and one vector for each expert."""
+    """Scores of the experts for each token: the cosine between the projected token and one vector for each expert."""
 
     def __init__(self, dim: int, experts: int):
         super().__init__()
@@ -155,7 +155,7 @@ def _glorot(rows: int, columns: int) -> Tensor:
 
 
 def pop_auxiliary_losses(model: nn.Module) -> dict[str, Tensor]:
-    """The auxiliary losses of the last forward pass, summed over layers, and forgotten by the layers; {} without any."""
+    """The auxiliary losses of the last forward pass, summed over layers and forgotten by them; {} without any."""
     losses = []
     for module in model.modules():
         if isinstance(module, MoaLinear) and module.auxiliary_loss is not None:
@@ -180,7 +180,7 @@ def inject_moa(
         train_bias: whether the layers get the bias b.
 
     Raises:
-        ValueError: wrong ranks, experts, blocks or targets, or sizes that do not divide by 64; the model is left as it was.
+        ValueError: wrong ranks, experts, blocks or targets, or sizes that 64 does not divide; the model is left as it was.
     """
     layers = select_linears(vit, blocks, targets)
     require_called(vit, layers, "MoA")

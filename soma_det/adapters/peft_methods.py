@@ -40,7 +40,7 @@ def inject_peft(
     """Wrap linear layers of a ViT in peft's, in place, and return the names of what trains.
 
     Args:
-        decompose: False leaves out the decompositions of PiSSA, OLoRA and MiCA, for a checkpoint to fill in their results.
+        decompose: False leaves out the decompositions of PiSSA, OLoRA and MiCA, for a checkpoint to fill them in.
         method: its name here, for messages.
         trained: what trains of each wrapped layer.
         settings: of peft's LoraConfig, which make the method.
@@ -79,7 +79,7 @@ def _import_peft(method: str):
         import peft
     except ImportError as error:
         raise ImportError(
-            f"MODEL.ADAPTER.NAME {method!r} is taken from Hugging Face's peft: pip install peft, or choose 'lora' or 'soma'."
+            f"MODEL.ADAPTER.NAME {method!r} is taken from Hugging Face's peft: pip install peft, or choose 'lora'."
         ) from error
     return peft
 

@@ -85,6 +85,6 @@ register_adapter(
         "tokens that refine the feature map after every block (Rein)",
         inject_rein,
         options=("blocks", "tokens", "rank"),
-        why_not_mergeable="its refinement after each block attends from the patches to its tokens, as no plain block does.",
+        why_not_mergeable="its refinement after each block attends from patches to trained tokens, as no plain block does.",
     )
 )

@@ -88,48 +88,35 @@ def _axles(shape: CarShape) -> tuple[float, float]:
 
 
 def _lower_body(model: Model, shape: CarShape, color) -> None:
-    """Bumper, flanks with wheels, trunk lid and hood; corners are chamfered so that no view is a plain box."""
+    """Bumpers, flanks with wheels, trunk lid and hood; corners are chamfered so that no view is a plain box."""
     half, reach, low = shape.width / 2, shape.length / 2, shape.clearance
-    corner, nose = 0.30, half - 0.20
-    inside = (0.0, 0.0, 0.5)
+    shoulder, nose = reach - 0.30, half - 0.20
     for side in (-1, 1):
-        _flank(model, shape, color, side, reach - corner)
-        rear = [(-reach + corner, side * half), (-reach, side * nose)]
-        front = [(reach, side * nose), (reach - corner, side * half)]
-        _corner(model, rear, low, shape.trunk, color, inside, paint.TAIL, paint.TAIL_LIGHT, 0.58)
-        _corner(model, front, low, shape.hood, color, inside, paint.HEADLAMP, None, 0.62)
+        _flank(model, shape, color, side, shoulder)
+        rear = [(-shoulder, side * half, low), (-reach, side * nose, low)]
+        front = [(reach, side * nose, low), (shoulder, side * half, low)]
+        _corner(model, rear, shape.trunk, color).patch(0.35, 0.58, 1.0, 0.86, paint.TAIL)
+        _corner(model, front, shape.hood, color).patch(0.0, 0.62, 0.65, 0.90, paint.HEADLAMP)
     _rear(model, shape, color, nose)
     _front(model, shape, color, nose)
-    deck, foot = shape.trunk, shape.windshield[1]
-    model.face(
-        [
-            (-reach, -nose, deck),
-            (-reach, nose, deck),
-            (shape.rear_glass[0], half - 0.08, shape.belt),
-            (shape.rear_glass[0], -half + 0.08, shape.belt),
-        ],
-        color,
-        inside,
-    )
-    model.face(
-        [
-            (foot, -half + 0.06, shape.belt),
-            (foot, half - 0.06, shape.belt),
-            (reach, nose, shape.hood),
-            (reach, -nose, shape.hood),
-        ],
-        color,
-        inside,
-    )
+    _lid(model, -reach, -shoulder, shape.rear_glass[0], half, nose, shape.trunk, shape.belt, color)
+    _lid(model, reach, shoulder, shape.windshield[1], half, nose, shape.hood, shape.belt, color)
 
 
-def _corner(model: Model, edge, low: float, high: float, color, inside, lamp_color, lamp, lamp_bottom: float) -> None:
-    (a, right_a), (b, right_b) = edge
-    quad = [(a, right_a, low), (b, right_b, low), (b, right_b, high), (a, right_a, high)]
-    face = model.face(quad, color, inside)
-    face.patch(0.0, 0.0, 1.0, 0.22, paint.darker(color, 0.55))
-    left, right = (0.35, 1.0) if lamp is not None or a < 0 else (0.0, 0.65)
-    face.patch(left, lamp_bottom, right, min(0.93, lamp_bottom + 0.28), lamp_color)
+def _corner(model: Model, edge: list[tuple[float, float, float]], high: float, color) -> Face:
+    """An upright face over the chamfered edge between a flank and a bumper."""
+    (a, right_a, low), (b, right_b, _) = edge
+    face = model.face([*edge, (b, right_b, high), (a, right_a, high)], color, (0.0, 0.0, 0.5))
+    return face.patch(0.0, 0.0, 1.0, 0.22, paint.darker(color, 0.55))
+
+
+def _lid(model: Model, end, shoulder, glass, half: float, nose: float, low: float, belt: float, color) -> None:
+    """Hood or trunk lid from the foot of a window at `glass` to the bumper at `end`, with its chamfered corners."""
+    inside = (0.0, 0.0, 0.3)
+    model.face([(glass, -half, belt), (glass, half, belt), (end, nose, low), (end, -nose, low)], color, inside)
+    for side in (-1, 1):
+        corner = [(glass, side * half, belt), (shoulder, side * half, low), (end, side * nose, low)]
+        model.face(corner, color, inside)
 
 
 def _flank(model: Model, shape: CarShape, color, side: int, reach: float) -> None:
@@ -214,7 +201,7 @@ def _front(model: Model, shape: CarShape, color, nose: float) -> None:
 
 def _cabin(model: Model, shape: CarShape, color) -> None:
     """Windows between pillars in the body color, and the roof."""
-    foot, head = shape.width / 2 - 0.04, shape.width / 2 - 0.24
+    foot, head = shape.width / 2 - 0.01, shape.width / 2 - 0.24
     (rear_foot, rear_head), (front_head, front_foot) = shape.rear_glass, shape.windshield
     belt, roof = shape.belt, shape.roof
     inside = ((rear_head + front_head) / 2, 0.0, belt)
