@@ -8,6 +8,8 @@ import yaml
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
+from soma_det.adapters import get_adapter
+
 logger = logging.getLogger(__name__)
 
 DOMAINS = ("daytime_clear", "night_sunny", "dusk_rainy", "night_rainy", "daytime_foggy")
@@ -124,6 +126,7 @@ def _drop_late_steps(cfg: CN) -> None:
 
 def check_cfg(cfg: CN) -> None:
     """Raise a ValueError for settings that contradict each other, before anything is built."""
+    get_adapter(cfg.MODEL.ADAPTER.NAME)
     dtypes = ("float16", "bfloat16")
     if cfg.SOLVER.AMP.DTYPE not in dtypes:
         raise ValueError(f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE!r}: choose one of {dtypes}.")

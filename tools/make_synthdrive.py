@@ -4,7 +4,7 @@
 Examples, from the root of the repository:
 
     python tools/make_synthdrive.py --output datasets/synthdrive --train 2000 --test 300
-    python tools/make_synthdrive.py --output /tmp/small --train 40 --test 10 --contact-sheet /tmp/small.png
+    python tools/make_synthdrive.py --output output/small --train 40 --test 10 --contact-sheet output/small.png
     python tools/make_synthdrive.py --output datasets/synthdrive_all --train 500 --train-domains daytime_clear night_rainy
 
 Writes <output>/<domain>/VOC2007/{Annotations,ImageSets/Main,JPEGImages}. The same command run again does nothing where the set

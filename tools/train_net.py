@@ -13,7 +13,7 @@ from detectron2.utils.logger import setup_logger
 
 from soma_det.adapters import describe_adapters
 from soma_det.config import setup_cfg
-from soma_det.data import register_from_config
+from soma_det.data import check_data_exists, register_from_config
 from soma_det.engine import Trainer, load_model
 from soma_det.engine.distributed import init_torchrun_process_group, started_by_torchrun
 from soma_det.engine.output_dir import check_output_dir
@@ -48,13 +48,17 @@ normalization (IBN-Net); see configs/adapters/ibn_resnet.yaml.
 
 
 def setup(args):
-    """The config of the command line, its output folder and its data sets, ready to use."""
+    """The config of the command line, its output folder and its data sets, ready to use.
+
+    Whatever the user got wrong is found here, before anything is built or overwritten.
+    """
     cfg = setup_cfg(args.config_file, args.opts)
     if not args.eval_only:
         check_output_dir(cfg, args.resume)
+    register_from_config(cfg)
+    check_data_exists([*cfg.DATASETS.TEST, *([] if args.eval_only else cfg.DATASETS.TRAIN)])
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="soma_det", abbrev_name="soma")
-    register_from_config(cfg)
     return cfg
 
 
@@ -62,7 +66,10 @@ def main(args):
     """Train or evaluate, in each process of this run."""
     if started_by_torchrun():
         init_torchrun_process_group(setup_cfg(args.config_file, args.opts).MODEL.DEVICE)
-    cfg = setup(args)
+    try:
+        cfg = setup(args)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"train_net.py: {error}") from error
     if args.eval_only:
         return Trainer.test(cfg, load_model(cfg))
     trainer = Trainer(cfg)

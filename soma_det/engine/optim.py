@@ -4,7 +4,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 # timm's LayerNorm2d is an nn.LayerNorm; batch norms share a base class that torch keeps private.
-NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d)
 
 
 def build_adamw(
