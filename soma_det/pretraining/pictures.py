@@ -1,0 +1,167 @@
+"""Pictures without labels for pretraining: found in a folder, decoded once, cropped as a function of seed and position."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+_ORDER, _CROPS = 0, 1  # streams of random numbers
+
+
+class Batch(NamedTuple):
+    """Crops for one iteration.
+
+    pictures, targets: (N, H, W, 3) uint8 RGB, what is seen and what is to be predicted. places: (N, 2) float32, where in
+    its picture a crop was taken from, 0 (top, left) to 1 (bottom, right). noise: (N, patches) float32, whose smallest
+    values say which patches are seen.
+    """
+
+    pictures: np.ndarray
+    targets: np.ndarray
+    places: np.ndarray
+    noise: np.ndarray
+
+
+def find_pictures(root: str | Path) -> list[Path]:
+    """All pictures below a folder, sorted.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no picture in it.
+    """
+    root = Path(root)
+    found = sorted(p for p in root.rglob("*") if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
+    if not found:
+        raise FileNotFoundError(f"{root} holds no pictures ({', '.join(ENDINGS)}): name a folder that does.")
+    return found
+
+
+class PictureStream:
+    """Batches of random crops; batch ``i`` is a function of the pictures, the seed and ``i`` alone.
+
+    Each picture is decoded once and kept in memory, up to ``memory`` bytes; beyond it, the rest is decoded at every use.
+
+    Args:
+        root: folder of pictures, searched recursively.
+        targets: folder with the pictures to predict, of the same relative names; None: the pictures themselves.
+        batch: crops in a batch.
+        crop_size: (H, W), pixels.
+        scales: range of the random resizing before the crop, drawn evenly in the logarithm.
+        patch_size: pixels; decides on how many numbers of noise a crop gets.
+        longest: pictures larger than this, in pixels, are reduced when they are decoded.
+        memory: bytes of decoded pictures to keep.
+
+    Raises:
+        FileNotFoundError: a folder has no pictures, or a target is missing.
+        ValueError: a size does not fit.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        targets: str | Path | None = None,
+        *,
+        batch: int = 64,
+        crop_size: Sequence[int] = (192, 320),
+        scales: Sequence[float] = (0.75, 1.5),
+        patch_size: int = 16,
+        seed: int = 0,
+        longest: int = 640,
+        memory: int = 4 << 30,
+    ):
+        if any(size % patch_size for size in crop_size):
+            raise ValueError(f"The crop size {list(crop_size)} has to be a multiple of the patch size {patch_size}.")
+        self.paths = find_pictures(root)
+        self.target_paths = _find_targets(Path(root), self.paths, targets)
+        self.batch_size, self.crop_size, self.scales, self.seed = batch, tuple(crop_size), tuple(scales), seed
+        self.patches = crop_size[0] // patch_size * (crop_size[1] // patch_size)
+        self.longest, self.room = longest, memory
+        self._kept: dict[Path, np.ndarray] = {}
+        logger.info("%d pictures below %s%s", len(self.paths), root, f", targets below {targets}" if targets else "")
+
+    def batch(self, iteration: int) -> Batch:
+        """The crops of one iteration; may be called from several threads."""
+        rng = np.random.default_rng([self.seed, _CROPS, iteration])
+        crops = [self._crop(index, rng) for index in self._indices(iteration)]
+        pictures, targets, places = (np.stack(column) for column in zip(*crops))
+        noise = rng.random((len(crops), self.patches), dtype=np.float32)
+        return Batch(pictures, targets, places, noise)
+
+    def batches(self, start: int, stop: int, workers: int = 1) -> Iterator[Batch]:
+        """Batches ``start`` to ``stop - 1``; ``workers`` threads make one each ahead of time."""
+        with ThreadPoolExecutor(workers, "pictures") as pool:
+            ahead = [pool.submit(self.batch, i) for i in range(start, min(stop, start + workers + 1))]
+            for iteration in range(start, stop):
+                batch = ahead.pop(0).result()
+                if iteration + workers + 1 < stop:
+                    ahead.append(pool.submit(self.batch, iteration + workers + 1))
+                yield batch
+
+    def _indices(self, iteration: int) -> list[int]:
+        """Pictures of a batch: every epoch is another permutation of all of them."""
+        count, indices = len(self.paths), []
+        for position in range(iteration * self.batch_size, (iteration + 1) * self.batch_size):
+            epoch, place = divmod(position, count)
+            indices.append(int(self._order(epoch)[place]))
+        return indices
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """A permutation of the pictures."""
+        cached = getattr(self, "_last_order", (None, None))
+        if cached[0] != epoch:
+            cached = epoch, np.random.default_rng([self.seed, _ORDER, epoch]).permutation(len(self.paths))
+            self._last_order = cached
+        return cached[1]
+
+    def _crop(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(H, W, 3) of the picture and of its target, and the place (2,) of the crop."""
+        picture = self._read(self.paths[index])
+        scale = float(np.exp(rng.uniform(*np.log(self.scales))))
+        place, flip = rng.random(2, dtype=np.float32), rng.random() < 0.5
+        seen = _cut(picture, self.crop_size, scale, place, flip)
+        if self.target_paths is None:
+            return seen, seen, place
+        return seen, _cut(self._read(self.target_paths[index]), self.crop_size, scale, place, flip), place
+
+    def _read(self, path: Path) -> np.ndarray:
+        """(H, W, 3) uint8 RGB."""
+        if path in self._kept:
+            return self._kept[path]
+        picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if picture is None:
+            raise OSError(f"{path} cannot be read as a picture: remove it, or write it again.")
+        shrink = self.longest / max(picture.shape[:2])
+        if shrink < 1.0:
+            picture = cv2.resize(picture, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
+        picture = np.ascontiguousarray(picture[..., ::-1])
+        if self.room >= picture.nbytes:
+            self.room -= picture.nbytes
+            self._kept[path] = picture
+        return picture
+
+
+def _find_targets(root: Path, paths: list[Path], targets: str | Path | None) -> list[Path] | None:
+    if targets is None:
+        return None
+    wanted = [Path(targets) / path.relative_to(root) for path in paths]
+    missing = [path for path in wanted if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(f"{len(missing)} of {len(wanted)} pictures have no target, such as {missing[0]}.")
+    return wanted
+
+
+def _cut(picture: np.ndarray, size: Sequence[int], scale: float, place: np.ndarray, flip: bool) -> np.ndarray:
+    """The crop (H, W, 3) of the picture resized by ``scale``, or by more where it would not cover the crop."""
+    height, width = picture.shape[:2]
+    scale = max(scale, size[0] / height, size[1] / width)
+    rows, columns = min(height, round(size[0] / scale)), min(width, round(size[1] / scale))
+    top, left = int(place[0] * (height - rows + 1)), int(place[1] * (width - columns + 1))
+    window = picture[top : top + rows, left : left + columns]
+    crop = cv2.resize(window, (size[1], size[0]), interpolation=cv2.INTER_AREA if scale < 1.0 else cv2.INTER_LINEAR)
+    return np.ascontiguousarray(crop[:, ::-1]) if flip else crop

@@ -1,0 +1,66 @@
+"""SynthDrive pictures for pretraining: every scene in some weather and, as what to predict, on a clear day."""
+
+import multiprocessing
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from soma_det.data.synthdrive.generate import DOMAINS
+from soma_det.data.synthdrive.scene import render_scene
+from soma_det.data.weather import apply_weather
+
+WEATHER_FOLDER, CLEAR_FOLDER = "weather", "clear"
+_QUALITY = 92
+_STREAM = 4  # apart from the scenes of SynthDrive's own splits, whose second number is that of a domain below 5
+
+
+def render_pair(seed: int, index: int, height: int = 270, width: int = 480) -> tuple[np.ndarray, np.ndarray]:
+    """A scene in the weather ``index % 5`` and on a clear day: two (H, W, 3) uint8 RGB; a function of the arguments.
+
+    No scene of SynthDrive's training or test splits is among them, whatever the seed.
+    """
+    domain = DOMAINS[index % len(DOMAINS)]
+    entropy = [seed, len(DOMAINS), _STREAM, index]
+    scene = render_scene(entropy, height, width, sun=domain == "daytime_clear")
+    pictures = [
+        apply_weather(
+            scene.image, scene.depth, d, np.random.default_rng([*entropy, 1]), scene.lights, scene.road, scene.emission
+        )
+        for d in (domain, "daytime_clear")
+    ]
+    return pictures[0], pictures[1]
+
+
+def render_pairs(root: str | Path, count: int, seed: int = 0, workers: int | None = None) -> Iterator[int]:
+    """Write ``root``/weather and ``root``/clear, pictures of the same names; yields how many pairs are there.
+
+    Pairs that are there already are kept, so an interrupted call goes on when it is repeated.
+    """
+    if count < 1:
+        raise ValueError(f"{count} pictures cannot be rendered: ask for at least 1.")
+    for folder in (WEATHER_FOLDER, CLEAR_FOLDER):
+        Path(root, folder).mkdir(parents=True, exist_ok=True)
+    clean = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(clean)
+    with context.Pool(workers or os.cpu_count(), initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+        write = partial(_write_pair, str(root), seed)
+        yield from (done for done, _ in enumerate(pool.imap_unordered(write, range(count), chunksize=4), 1))
+
+
+def _write_pair(root: str, seed: int, index: int) -> None:
+    """Write the target first: whoever finds a picture finds its target too."""
+    name = f"{DOMAINS[index % len(DOMAINS)]}_{seed}_{index:06d}.jpg"
+    paths = [Path(root, folder, name) for folder in (WEATHER_FOLDER, CLEAR_FOLDER)]
+    if all(path.is_file() for path in paths):
+        return
+    for path, picture in zip(paths[::-1], render_pair(seed, index)[::-1]):
+        encoded, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+        if not encoded:
+            raise OSError(f"OpenCV could not encode {path} as JPEG.")
+        partial_file = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        partial_file.write_bytes(data.tobytes())
+        os.replace(partial_file, path)
