@@ -15,7 +15,7 @@ import torch
 
 INSTALL_COMMAND = (
     "python -m pip install --no-deps --only-binary=:all: --platform win_amd64 --python-version 37 --implementation cp "
-    "--abi cp37m --target \"$(python -c 'import sysconfig; print(sysconfig.get_path(\"purelib\"))')\" "
+    '--abi cp37m --target "$(python -c \'import sysconfig; print(sysconfig.get_path("purelib"))\')" '
     "--require-hashes -r requirements/detectron2.txt"
 )
 

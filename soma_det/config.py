@@ -4,6 +4,7 @@ import difflib
 import logging
 from typing import Callable, Sequence
 
+import torch
 import yaml
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
@@ -134,7 +135,18 @@ def check_cfg(cfg: CN) -> None:
         raise ValueError("SOLVER.AMP.ENABLED needs CUDA: set it to False, or MODEL.DEVICE to cuda.")
     source = cfg.DATASETS.SOURCE_TEST
     if source and source not in cfg.DATASETS.TEST:
-        raise ValueError(f"DATASETS.SOURCE_TEST is {source!r}, which is not in DATASETS.TEST {tuple(cfg.DATASETS.TEST)}.")
+        raise ValueError(
+            f"DATASETS.SOURCE_TEST is {source!r}, which is not in DATASETS.TEST {tuple(cfg.DATASETS.TEST)}."
+        )
+
+
+def check_device(cfg: CN) -> None:
+    """Raise a ValueError where MODEL.DEVICE asks for a GPU and there is none."""
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, and torch finds no CUDA device: add MODEL.DEVICE cpu "
+            "SOLVER.AMP.ENABLED False to the command line."
+        )
 
 
 def _explain(error: Exception, cfg: CN) -> str:

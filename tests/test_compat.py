@@ -36,7 +36,9 @@ def test_applying_twice_changes_nothing():
 
 def test_a_missing_detectron2_is_an_error_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match="(?s)Detectron2 is not installed.*pip install --no-deps.*requirements/detectron2.txt"):
+    with pytest.raises(
+        ImportError, match="(?s)Detectron2 is not installed.*pip install --no-deps.*requirements/detectron2.txt"
+    ):
         compat.apply()
 
 

@@ -7,7 +7,7 @@ import torch
 from detectron2.modeling import build_model
 
 import soma_det.modeling  # noqa: F401  (fills the registries)
-from soma_det.config import setup_cfg
+from soma_det.config import check_device, setup_cfg
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -62,5 +62,12 @@ def test_a_wrong_config_file_is_named(tmp_path, text):
 
 
 def test_a_shorter_training_leaves_out_the_steps_it_does_not_reach():
-    cfg = setup_cfg(str(ROOT / "configs" / "Base-SoMA.yaml"), ["SOLVER.MAX_ITER", "30000"])
+    cfg = setup_cfg(str(ROOT / "configs" / "Base-SoMA.yaml"), ["SOLVER.MAX_ITER", "30000", *ON_CPU])
     assert cfg.SOLVER.STEPS == (24000,)
+
+
+def test_a_gpu_that_is_not_there_is_an_error_with_the_words_to_add(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    check_device(setup_cfg(str(ROOT / "configs" / "demo.yaml")))
+    with pytest.raises(ValueError, match="no CUDA device: add MODEL.DEVICE cpu SOLVER.AMP.ENABLED False"):
+        check_device(setup_cfg(str(ROOT / "configs" / "diverse_weather" / "faster_rcnn_dinov2_b.yaml")))

@@ -138,7 +138,9 @@ def test_clipping_scales_all_gradients_together_and_ignores_dropped_ones():
 
 
 def test_optimizer_groups_follow_the_recipe():
-    model = nn.ModuleDict({"backbone": nn.ModuleDict({"vit": Toy(), "pyramid": nn.Linear(2, 2)}), "head": nn.LayerNorm(2)})
+    model = nn.ModuleDict(
+        {"backbone": nn.ModuleDict({"vit": Toy(), "pyramid": nn.Linear(2, 2)}), "head": nn.LayerNorm(2)}
+    )
     model["backbone"]["vit"].first.requires_grad_(False)
     optimizer = build_adamw(model, lr=2e-4, weight_decay=0.05)
     groups = {group["name"]: group for group in optimizer.param_groups}

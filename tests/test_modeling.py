@@ -12,7 +12,16 @@ from soma_det.config import setup_cfg
 from soma_det.modeling.freezing import fingerprint, freeze, match_modules
 from soma_det.modeling.vit import count_parameters, create_timm_vit
 
-TINY = ["MODEL.VIT.NAME", "test_vit", "MODEL.VIT.WEIGHTS", "", "MODEL.VIT.IMG_SIZE", [64, 96], "MODEL.VIT.FROZEN_BLOCKS", 2]
+TINY = [
+    "MODEL.VIT.NAME",
+    "test_vit",
+    "MODEL.VIT.WEIGHTS",
+    "",
+    "MODEL.VIT.IMG_SIZE",
+    [64, 96],
+    "MODEL.VIT.FROZEN_BLOCKS",
+    2,
+]
 TINY += ["MODEL.ADAPTER.RANK", 4, "MODEL.DEVICE", "cpu", "MODEL.PYRAMID.OUT_CHANNELS", 16]
 
 
@@ -34,7 +43,9 @@ def test_features_have_strides_4_to_64_at_any_size(out_blocks):
 
 def test_the_recipe_for_vit_large_trains_4_718_592_adapter_weights_and_147_456_biases():
     opts = ["MODEL.VIT.WEIGHTS", "", "MODEL.VIT.IMG_SIZE", [32, 32]]
-    cfg = setup_cfg("configs/diverse_weather/faster_rcnn_dinov2_l.yaml", ["MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", False, *opts])
+    cfg = setup_cfg(
+        "configs/diverse_weather/faster_rcnn_dinov2_l.yaml", ["MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", False, *opts]
+    )
     cfg = without_decomposition(cfg)
     vit = BACKBONE_REGISTRY.get("build_soma_vit_backbone")(cfg, ShapeSpec(channels=3)).vit
     trainable = {name: p.numel() for name, p in vit.named_parameters() if p.requires_grad}
@@ -76,7 +87,9 @@ def test_only_adapters_and_biases_of_adapted_layers_train():
         layer = backbone.vit.model.get_submodule(name.rpartition(".")[0])
         expected = isinstance(layer, SomaLinear) and name.rsplit(".")[-1] in ("a", "b", "bias")
         assert parameter.requires_grad == expected, name
-    assert not any(".bias" in n for n, p in build("MODEL.ADAPTER.TRAIN_BIAS", False).vit.named_parameters() if p.requires_grad)
+    assert not any(
+        ".bias" in n for n, p in build("MODEL.ADAPTER.TRAIN_BIAS", False).vit.named_parameters() if p.requires_grad
+    )
 
 
 def test_activation_checkpointing_changes_no_gradient():

@@ -104,13 +104,17 @@ def test_the_source_pictures_train_and_all_weathers_are_scored(finished):
 
 def test_a_single_test_set_keeps_its_name(finished, data):
     cfg, trainer, _ = finished
-    one = tiny_cfg(data, Path(cfg.OUTPUT_DIR) / "one", DATASETS__TEST=["tiny_night_sunny_test"], DATASETS__SOURCE_TEST="")
+    one = tiny_cfg(
+        data, Path(cfg.OUTPUT_DIR) / "one", DATASETS__TEST=["tiny_night_sunny_test"], DATASETS__SOURCE_TEST=""
+    )
     assert list(Trainer.test(one, trainer.model)) == ["tiny_night_sunny_test"]
 
 
 def test_a_checkpoint_evaluates_as_the_model_that_wrote_it_without_pretrained_weights(finished, data):
     cfg, trainer, _ = finished
-    loaded = load_model(tiny_cfg(data, cfg.OUTPUT_DIR, MODEL__WEIGHTS=f"{cfg.OUTPUT_DIR}/model_final.pth", MODEL__VIT__WEIGHTS="timm"))
+    loaded = load_model(
+        tiny_cfg(data, cfg.OUTPUT_DIR, MODEL__WEIGHTS=f"{cfg.OUTPUT_DIR}/model_final.pth", MODEL__VIT__WEIGHTS="timm")
+    )
     x = torch.randn(1, 3, 64, 64)
     trainer.model.eval()
     for name, feature in trainer.model.backbone(x).items():

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train and evaluate a detector: see --help, or run
 
-    python tools/train_net.py --config-file configs/demo.yaml
+python tools/train_net.py --config-file configs/demo.yaml
 """
 
 import os
@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from soma_det.adapters import describe_adapters
-from soma_det.config import setup_cfg
+from soma_det.config import check_device, setup_cfg
 from soma_det.data import check_data_exists, register_from_config
 from soma_det.engine import Trainer, load_model
 from soma_det.engine.distributed import init_torchrun_process_group, started_by_torchrun
@@ -55,6 +55,7 @@ def setup(args):
     cfg = setup_cfg(args.config_file, args.opts)
     if not args.eval_only:
         check_output_dir(cfg, args.resume)
+    check_device(cfg)
     register_from_config(cfg)
     check_data_exists([*cfg.DATASETS.TEST, *([] if args.eval_only else cfg.DATASETS.TRAIN)])
     default_setup(cfg, args)

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 import soma_det
 from soma_det.compat import allow_ddp_on_cpu
+from soma_det.config import check_device
 from soma_det.data.loader import build_test_loader, build_train_loader
 from soma_det.engine import hooks
 from soma_det.engine.checkpoint import AtomicCheckpointer
@@ -43,7 +44,9 @@ class Trainer(DefaultTrainer):
             freeze(match_modules(model, cfg.SOLVER.FREEZING.MODULES).values())
         if cfg.SOLVER.AMP.ENABLED:
             _train_in(model, "cuda", getattr(torch, cfg.SOLVER.AMP.DTYPE))
-        logger.info("Model: %d of %d parameters train", count_parameters(model, trainable=True), count_parameters(model))
+        logger.info(
+            "Model: %d of %d parameters train", count_parameters(model, trainable=True), count_parameters(model)
+        )
         return model
 
     @classmethod
@@ -156,6 +159,7 @@ def load_model(cfg: CfgNode) -> nn.Module:
     """
     if not cfg.MODEL.WEIGHTS:
         raise ValueError("MODEL.WEIGHTS is empty: name a checkpoint, such as output/model_final.pth.")
+    check_device(cfg)
     model = Trainer.build_model(cfg)
     AtomicCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     return model.eval()

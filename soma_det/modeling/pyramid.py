@@ -64,7 +64,9 @@ def build_pyramid(maps: int, in_channels: int, out_channels: int) -> nn.Module:
         ValueError: another number of maps.
     """
     if maps not in (1, len(SCALES)):
-        raise ValueError(f"MODEL.VIT.OUT_BLOCKS has {maps} blocks: give 1 (simple pyramid) or {len(SCALES)} (one a level).")
+        raise ValueError(
+            f"MODEL.VIT.OUT_BLOCKS has {maps} blocks: give 1 (simple pyramid) or {len(SCALES)} (one a level)."
+        )
     return (SimplePyramid if maps == 1 else MultiBlockPyramid)(in_channels, out_channels)
 
 

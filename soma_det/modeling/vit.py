@@ -76,7 +76,9 @@ def create_timm_vit(
     model = _create(name, weights, patch_size=patch_size, img_size=tuple(img_size), drop_path_rate=drop_path)
     if not hasattr(model, "blocks") or not hasattr(model, "forward_intermediates"):
         raise ValueError(f"{name} is not a ViT with .blocks: choose one of timm.list_models('vit_*').")
-    logger.info("%s: %d blocks, %s", name, len(model.blocks), f"weights from {weights}" if weights else "random weights")
+    logger.info(
+        "%s: %d blocks, %s", name, len(model.blocks), f"weights from {weights}" if weights else "random weights"
+    )
     return model
 
 
@@ -146,4 +148,3 @@ def freeze_leading_blocks(vit: nn.Module, count: int) -> None:
 def count_parameters(module: nn.Module, trainable: bool = False) -> int:
     """Number of scalars in the parameters of a module, or in the trainable ones only."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
-

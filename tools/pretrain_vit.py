@@ -1,0 +1,109 @@
+#!/usr/bin/env python
+"""Pretrain a small ViT on pictures without labels: a foundation to adapt, where none can be downloaded.
+
+Examples, from the root of the repository:
+
+    python tools/pretrain_vit.py --pictures datasets/pretraining --render 2000 --output output/pretraining
+    python tools/pretrain_vit.py --pictures /data/my_pictures --output output/mine --minutes 30
+    python tools/pretrain_vit.py --pictures /data/my_pictures --output output/mine --device cuda --batch 256
+
+--render N first draws N SynthDrive scenes into the folder, in every weather and on a clear day. The same command run again
+goes on where it was stopped, by Ctrl-C, by --minutes or otherwise. Writes checkpoint.pth and vit.safetensors; the latter is
+for MODEL.VIT.WEIGHTS, with MODEL.VIT.NAME and IMG_SIZE as given here.
+"""
+
+import argparse
+import logging
+import math
+import sys
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import soma_det  # noqa: F401  (makes detectron2 importable)
+from soma_det.modeling.vit import count_parameters, create_timm_vit
+from soma_det.pretraining.masked import MaskedAutoencoder
+from soma_det.pretraining.objectives import TARGETS
+from soma_det.pretraining.pictures import PictureStream
+from soma_det.pretraining.render import CLEAR_FOLDER, WEATHER_FOLDER, render_pairs
+from soma_det.pretraining.training import WEIGHTS, Pretraining
+
+# What the resulting weights are a function of, besides the pictures: a run resumes under the same values only.
+SETTINGS = ("pictures", "targets", "model", "img_size", "crop", "objective", "mask", "steps", "batch", "lr", "seed")
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--pictures", required=True, help="folder of pictures, searched recursively")
+    add("--render", type=int, metavar="N", help=f"draw N SynthDrive scenes below it, and train on {WEATHER_FOLDER}/")
+    add("--targets", help="folder of the same names with the pictures to predict (default: the pictures themselves)")
+    add("--clear-targets", action="store_true", help="with --render: predict each scene as it looks on a clear day")
+    add("--output", required=True, help="folder for the checkpoint and the weights")
+    add("--model", default="vit_tiny_patch16_224", help="a timm ViT with patches of 16 pixels (default: %(default)s)")
+    add("--img-size", type=int, nargs=2, default=[288, 480], metavar=("H", "W"), help="of the detector, pixels")
+    add("--crop", type=int, nargs=2, default=[192, 320], metavar=("H", "W"), help="trained on, pixels")
+    add("--objective", choices=TARGETS, default="hog", help="what to predict of a hidden patch (default: %(default)s)")
+    add("--mask", type=float, default=0.75, help="share of hidden patches (default: %(default)s)")
+    add("--steps", type=int, default=3000, help="iterations the learning rate is planned on (default: %(default)s)")
+    add("--minutes", type=float, default=math.inf, help="stop after this time (default: never)")
+    add("--batch", type=int, default=64, help="crops per iteration (default: %(default)s)")
+    add("--lr", type=float, default=1.5e-3, help="peak learning rate of AdamW (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of weights, pictures and masks (default: %(default)s)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)")
+    add("--precision", choices=("bfloat16", "float32"), default="bfloat16", help="of products (default: %(default)s)")
+    add("--workers", type=int, default=1, help="threads that cut crops ahead of time (default: %(default)s)")
+    add("--save-minutes", type=float, default=2.0, help="time between checkpoints (default: %(default)s)")
+    args = parser.parse_args(arguments)
+    if args.clear_targets and not args.render:
+        parser.error("--clear-targets is for pictures of --render; give --targets FOLDER for others")
+    return args
+
+
+def render(args: argparse.Namespace) -> None:
+    """Draw what --render asks for, and read the pictures from there."""
+    for _ in tqdm(render_pairs(args.pictures, args.render, args.seed), total=args.render, unit="scene"):
+        pass
+    root = Path(args.pictures)
+    args.pictures = str(root / WEATHER_FOLDER)
+    if args.clear_targets:
+        args.targets = str(root / CLEAR_FOLDER)
+
+
+def build(args: argparse.Namespace) -> Pretraining:
+    """The run of the command line, at its beginning."""
+    torch.manual_seed(args.seed)
+    vit = create_timm_vit(args.model, "", 16, args.img_size)
+    logging.getLogger("soma_det").info("%s: %.2f million parameters", args.model, count_parameters(vit) / 1e6)
+    stream = PictureStream(args.pictures, args.targets, batch=args.batch, crop_size=args.crop, seed=args.seed)
+    settings = {name: getattr(args, name) for name in SETTINGS}
+    return Pretraining(
+        MaskedAutoencoder(vit, args.objective, args.mask), stream, args.output, settings,
+        steps=args.steps, warmup=max(1, args.steps // 20), peak_lr=args.lr, device=args.device,
+        precision=args.precision, save_period=60 * args.save_minutes, workers=args.workers,
+    )  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Pretrain as the command line asks for."""
+    args = parse_arguments(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        if args.render:
+            render(args)
+        training = build(args)
+        training.resume()
+    except (ValueError, OSError) as error:
+        print(f"pretrain_vit.py: {error}", file=sys.stderr)
+        return 1
+    done = training.run(args.minutes)
+    print(
+        f"{args.output}/{WEIGHTS}: iteration {training.iteration} of {args.steps}, {training.seconds / 60:.1f} minutes"
+    )
+    return 0 if done or args.minutes < math.inf else 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
