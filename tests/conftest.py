@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 import torch
 
@@ -9,5 +11,8 @@ def pytest_configure(config):
 
 
 @pytest.fixture(autouse=True)
-def _same_seed():
+def _same_start():
     torch.manual_seed(0)
+    for name in ("soma_det", "detectron2"):  # a tool that ran in this process has set up its own log
+        logger = logging.getLogger(name)
+        logger.propagate, logger.handlers = True, []

@@ -207,7 +207,7 @@ def test_an_unreadable_picture_is_replaced_by_the_next_counted_and_named(records
         assert sorted(sample["image_id"] for sample in batch) == ["a", "b", "d", "d", "e"]
         assert all("skipped_files" not in sample for sample in batch)
     assert loader.skipped == 2
-    warnings = [record.getMessage() for record in caplog.records]
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 2 and str(path) in warnings[0] and "2 left out so far" in warnings[1]
 
 

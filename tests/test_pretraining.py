@@ -1,0 +1,300 @@
+"""Pretraining in miniature: what is predicted, what is drawn, that it learns, resumes and can be loaded."""
+
+import math
+import signal
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import soma_det  # noqa: F401  (makes detectron2 importable)
+from soma_det.modeling.vit import create_timm_vit
+from soma_det.pretraining.masked import MaskedAutoencoder, _windows
+from soma_det.pretraining.objectives import hog, normalized_pixels, patchify
+from soma_det.pretraining.pictures import PictureStream, find_pictures
+from soma_det.pretraining.render import render_pair, render_pairs
+from soma_det.pretraining.training import CHECKPOINT, WEIGHTS, Pretraining, build_optimizer, learning_rate
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+import pretrain_vit  # noqa: E402
+
+SIZE = (32, 64)  # of the pictures' grid, pixels; crops are 32 x 32
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """Eight pictures 40 x 80 in two folders: stripes of different directions and colors."""
+    rows, columns = np.mgrid[:40, :80]
+    for i in range(8):
+        stripes = np.sin(columns * math.cos(i) * 0.6 + rows * math.sin(i) * 0.6)
+        picture = (128 + 100 * stripes[..., None] * np.array([1.0, 0.2 * i - 0.8, 0.5])).clip(0, 255).astype(np.uint8)
+        path = tmp_path / "pictures" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), picture)
+    return tmp_path / "pictures"
+
+
+def tiny_run(
+    pictures: Path, output: Path, steps: int = 8, seed: int = 0, target: str = "hog", **options
+) -> Pretraining:
+    torch.manual_seed(seed)
+    vit = create_timm_vit("test_vit", "", 16, SIZE)
+    stream = PictureStream(pictures, batch=4, crop_size=(32, 32), scales=(0.8, 1.2), seed=seed)
+    model = MaskedAutoencoder(vit, target, 0.5, width=16, depth=1)
+    options = {"steps": steps, "warmup": 2, "precision": "float32", **options}
+    return Pretraining(model, stream, output, {"seed": seed, "steps": steps}, **options)
+
+
+def weights(run: Pretraining) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+
+
+def differing(one: dict, two: dict) -> list[str]:
+    return [name for name in one if not torch.equal(one[name], two[name])]
+
+
+# What is predicted
+
+
+def test_patches_come_row_by_row_with_all_their_pixels():
+    picture = torch.arange(2 * 4 * 6, dtype=torch.float32).view(1, 2, 4, 6)
+    patches = patchify(picture, 2)
+    assert patches.shape == (1, 6, 8)
+    assert patches[0, 1].tolist() == picture[0, :, 0:2, 2:4].flatten().tolist()
+    assert patches[0, 3].tolist() == picture[0, :, 2:4, 0:2].flatten().tolist()
+
+
+def test_normalized_pixels_do_not_depend_on_brightness_and_contrast():
+    picture = torch.rand(2, 3, 32, 32)
+    target = normalized_pixels(picture, 16)
+    torch.testing.assert_close(normalized_pixels(0.3 * picture + 0.5, 16), target, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(target.mean(-1), torch.zeros(2, 4), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("turned, orientation", [(False, 0), (True, 4)])
+def test_hog_of_a_ramp_is_in_the_bin_of_its_direction(turned, orientation):
+    ramp = torch.linspace(0, 1, 32).expand(1, 3, 32, 32)  # brighter to the right: 0 degrees; turned: 90, in bin 4 of 9
+    histograms = hog(ramp.transpose(2, 3) if turned else ramp, 16).view(4, 9, 4)
+    assert (histograms.argmax(dim=1) == orientation).all()
+    # The only nonzero bin of 4 cells in 36 numbers of mean square 1: (4 x^2) / 36 = 1, but for the picture's border.
+    torch.testing.assert_close(histograms[1 if turned else 2].square().mean(), torch.tensor(1.0))
+    assert histograms[:, [k for k in range(9) if k != orientation]].abs().max() < 1e-6
+
+
+def test_hog_of_an_even_picture_is_nothing():
+    assert hog(torch.full((1, 3, 32, 32), 0.7), 16).abs().max() == 0.0
+
+
+def test_a_window_of_the_grid_lies_where_the_crop_does():
+    corners = torch.tensor([[0.0, 0.0], [0.999, 0.999]])
+    first, last = _windows((3, 4), (2, 2), corners)
+    assert first.tolist() == [0, 1, 4, 5]
+    assert last.tolist() == [6, 7, 10, 11]
+
+
+# The autoencoder
+
+
+def test_hidden_patches_do_not_reach_the_vit():
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(create_timm_vit("test_vit", "", 16, SIZE), "pixels", 0.5, width=16, depth=1).eval()
+    picture, noise = torch.rand(1, 3, 32, 64), torch.arange(8.0)[None]  # patches 0 to 3, the upper row, are seen
+    changed = picture.clone()
+    changed[:, :, 16:] = 0.0
+    losses = [model(p, picture, torch.zeros(1, 2), noise).item() for p in (picture, changed)]
+    assert losses[0] == losses[1]
+    changed[:, :, :16] = 0.0
+    assert model(changed, picture, torch.zeros(1, 2), noise).item() != losses[0]
+
+
+def test_with_every_patch_seen_the_encoder_is_the_vit_itself():
+    model = MaskedAutoencoder(create_timm_vit("test_vit", "", 16, SIZE), "pixels", width=16, depth=1).eval()
+    picture, everything = torch.randn(2, 3, *SIZE), torch.arange(8).expand(2, -1)
+    with torch.no_grad():
+        encoded = model._encode(picture, everything, everything)
+        torch.testing.assert_close(encoded, model.vit.forward_features(picture), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"target": "depth"}, {"target": "hog", "mask_ratio": 1.0}])
+def test_a_wrong_objective_is_an_error(options):
+    with pytest.raises(ValueError):
+        MaskedAutoencoder(create_timm_vit("test_vit", "", 16, SIZE), **options)
+
+
+# Pictures
+
+
+def test_pictures_are_found_in_all_folders_below(pictures):
+    (pictures / "notes.txt").write_text("no picture")
+    assert [path.name for path in find_pictures(pictures)] == [f"{i}.png" for i in (0, 2, 4, 6, 1, 3, 5, 7)]
+
+
+def test_a_folder_without_pictures_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no pictures"):
+        find_pictures(tmp_path)
+
+
+def test_a_batch_depends_on_seed_and_position_alone(pictures):
+    one, two = (PictureStream(pictures, batch=4, crop_size=(32, 32), seed=3) for _ in range(2))
+    one.batch(0), one.batch(7)
+    assert all(np.array_equal(a, b) for a, b in zip(one.batch(2), two.batch(2)))
+    assert not np.array_equal(one.batch(2).pictures, one.batch(3).pictures)
+    other = PictureStream(pictures, batch=4, crop_size=(32, 32), seed=4)
+    assert not np.array_equal(one.batch(2).noise, other.batch(2).noise)
+
+
+def test_batches_made_ahead_are_the_same_in_the_same_order(pictures):
+    stream = PictureStream(pictures, batch=4, crop_size=(32, 32))
+    ahead = list(stream.batches(1, 6, workers=3))
+    assert len(ahead) == 5
+    for i, batch in enumerate(ahead, 1):
+        assert all(np.array_equal(a, b) for a, b in zip(batch, stream.batch(i)))
+
+
+def test_every_epoch_shows_every_picture_once(pictures):
+    stream = PictureStream(pictures, batch=6, crop_size=(32, 32))
+    shown = [index for i in range(4) for index in stream._indices(i)]
+    epochs = [shown[:8], shown[8:16], shown[16:24]]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(8))] * 3
+    assert epochs[0] != epochs[1]
+
+
+def test_memory_changes_no_crop(pictures):
+    streams = [PictureStream(pictures, batch=4, crop_size=(32, 32), memory=memory) for memory in (0, 20_000, 1 << 20)]
+    batches = [stream.batch(5).pictures for stream in streams]
+    assert np.array_equal(batches[0], batches[1]) and np.array_equal(batches[0], batches[2])
+    assert len(streams[0]._kept) == 0 and len(streams[1]._kept) == 2  # of 40 x 80 x 3 bytes each
+
+
+def test_targets_are_cut_as_their_pictures(pictures, tmp_path):
+    for path in find_pictures(pictures):
+        target = tmp_path / "targets" / path.relative_to(pictures)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(target), 255 - cv2.imread(str(path)))
+    batch = PictureStream(pictures, tmp_path / "targets", batch=8, crop_size=(32, 32)).batch(0)
+    assert np.abs(255 - batch.pictures.astype(int) - batch.targets).max() <= 1  # rounding when resized
+
+
+def test_a_missing_target_is_an_error(pictures, tmp_path):
+    with pytest.raises(FileNotFoundError, match="8 of 8"):
+        PictureStream(pictures, tmp_path / "nowhere")
+
+
+def test_a_clear_scene_is_its_own_target_and_weather_is_not():
+    clear, target = render_pair(0, 0, 90, 160)
+    assert np.array_equal(clear, target)
+    night, target = render_pair(0, 1, 90, 160)
+    assert night.mean() < 0.7 * target.mean()
+
+
+@pytest.mark.slow
+def test_rendering_again_keeps_what_is_there(tmp_path):
+    assert list(render_pairs(tmp_path, 2, workers=1)) == [1, 2]
+    files = {path: path.stat().st_mtime_ns for path in find_pictures(tmp_path)}
+    assert len(files) == 4
+    list(render_pairs(tmp_path, 2, workers=1))
+    assert {path: path.stat().st_mtime_ns for path in find_pictures(tmp_path)} == files
+
+
+# The loop
+
+
+def test_the_learning_rate_rises_and_falls_as_worked_out_by_hand():
+    rates = [learning_rate(i, steps=14, warmup=4, peak=2.0) for i in (0, 3, 4, 9, 13)]
+    assert rates[:4] == pytest.approx([0.5, 2.0, 2.0, 1.0])
+    assert rates[4] == pytest.approx(1.0 + math.cos(math.pi * 0.9))
+
+
+def test_vectors_and_tokens_do_not_decay_and_positions_do_not_train():
+    model = MaskedAutoencoder(create_timm_vit("test_vit", "", 16, SIZE), "hog", width=16, depth=1)
+    names = {id(p): name for name, p in model.named_parameters()}
+    decayed, still = ([names[id(p)] for p in group["params"]] for group in build_optimizer(model, 0.1).param_groups)
+    assert all(name.endswith("weight") for name in decayed)
+    assert {"mask_token", "vit.cls_token", "vit.norm.weight"} <= set(still)
+    assert set(names.values()) - {*decayed, *still} == {"vit.pos_embed"}
+
+
+@pytest.mark.parametrize("target", ["pixels", "hog"])
+def test_the_loss_falls_on_a_few_pictures(pictures, tmp_path, target):
+    run = tiny_run(pictures, tmp_path / "out", steps=80, target=target, peak_lr=3e-3)
+    assert run.run()
+    assert np.mean(run.losses[-10:]) < 0.8 * np.mean(run.losses[:5])
+
+
+def test_the_seed_decides_on_the_weights(pictures, tmp_path):
+    runs = [tiny_run(pictures, tmp_path / str(i), seed=seed) for i, seed in enumerate((1, 1, 2))]
+    for run in runs:
+        run.run()
+    assert not differing(weights(runs[0]), weights(runs[1]))
+    assert differing(weights(runs[0]), weights(runs[2]))
+
+
+def test_a_resumed_run_ends_as_if_never_stopped(pictures, tmp_path):
+    whole = tiny_run(pictures, tmp_path / "whole")
+    assert whole.run()
+    first = tiny_run(pictures, tmp_path / "parts")
+    assert not first.run(minutes=0.0)  # one iteration
+    second = tiny_run(pictures, tmp_path / "parts", seed=0)
+    assert second.resume() and second.iteration == 1
+    assert second.run()
+    assert not differing(weights(whole), weights(second))
+    assert second.losses == whole.losses
+
+
+def test_an_interrupted_run_saves_before_it_ends(pictures, tmp_path, monkeypatch):
+    run = tiny_run(pictures, tmp_path / "out")
+    step = run._step
+    monkeypatch.setattr(
+        run, "_step", lambda batch: (run.iteration == 2 and signal.raise_signal(signal.SIGINT), step(batch))[1]
+    )
+    handler = signal.getsignal(signal.SIGINT)
+    assert not run.run()
+    assert signal.getsignal(signal.SIGINT) is handler
+    again = tiny_run(pictures, tmp_path / "out")
+    assert again.resume() and again.iteration == 3
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [CHECKPOINT, WEIGHTS]
+
+
+def test_a_checkpoint_of_other_settings_is_refused(pictures, tmp_path):
+    tiny_run(pictures, tmp_path / "out", steps=3).run()
+    with pytest.raises(ValueError, match="steps"):
+        tiny_run(pictures, tmp_path / "out", steps=4).resume()
+
+
+def test_a_loss_that_is_no_number_stops_the_run(pictures, tmp_path):
+    run = tiny_run(pictures, tmp_path / "out")
+    run.model.mask_token.data.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match="iteration 0"):
+        run.run()
+
+
+# The weights
+
+
+def test_pretrained_weights_load_into_the_detectors_vit_completely(pictures, tmp_path):
+    run = tiny_run(pictures, tmp_path / "out", steps=3)
+    run.run()
+    file = tmp_path / "out" / WEIGHTS
+    loaded = create_timm_vit("test_vit", str(file), 16, SIZE).state_dict()
+    trained = run.model.vit.state_dict()
+    assert loaded.keys() == trained.keys()
+    for name, tensor in loaded.items():
+        assert torch.equal(tensor, trained[name].half().float()), name
+    random = create_timm_vit("test_vit", "", 16, SIZE)
+    picture = torch.randn(1, 3, *SIZE)
+    assert not torch.allclose(random(picture), create_timm_vit("test_vit", str(file), 16, SIZE)(picture))
+
+
+def test_the_tool_trains_resumes_and_reports_mistakes(pictures, tmp_path, capsys):
+    command = ["--pictures", str(pictures), "--output", str(tmp_path / "out"), "--model", "test_vit", "--steps", "3"]
+    command += ["--img-size", "32", "64", "--crop", "32", "32", "--batch", "2", "--device", "cpu"]
+    assert pretrain_vit.main(command + ["--minutes", "0"]) == 0
+    assert pretrain_vit.main(command) == 0
+    assert "iteration 3 of 3" in capsys.readouterr().out
+    assert pretrain_vit.main(command + ["--lr", "1"]) == 1
+    assert "other settings (lr)" in capsys.readouterr().err
+    assert pretrain_vit.main(["--pictures", str(tmp_path / "nowhere"), "--output", str(tmp_path / "o")]) == 1
+    assert "holds no pictures" in capsys.readouterr().err
