@@ -22,6 +22,7 @@ def add_soma_config(cfg: CN) -> None:
     _add_model(cfg)
     _add_data(cfg)
     _add_solver(cfg)
+    _add_test(cfg)
 
 
 def _add_model(cfg: CN) -> None:
@@ -49,6 +50,9 @@ def _add_model(cfg: CN) -> None:
     adapter.TRAIN_BIAS = True  # of the adapted layers
     adapter.SOMA = CN()
     adapter.SOMA.COMPONENTS = "minor"  # "minor" (SoMA), or the paper's ablations "major", "random"
+    # "decompose_first", for ablation: decompose random weights, then load the pretrained ones over the residual.
+    adapter.SOMA.ORDER = "load_first"
+    adapter.SOMA.CACHE = True  # keep decompositions in $SOMA_DET_CACHE, or ~/.cache/soma_det/decompositions
     adapter.MOA = CN()
     adapter.MOA.EXPERTS = "kronecker"  # or "lora"
     adapter.MOA.RANKS = [1, 2, 4, 8]  # one expert for each
@@ -89,6 +93,13 @@ def _add_solver(cfg: CN) -> None:
     freezing = cfg.SOLVER.FREEZING = CN()
     freezing.MODULES = []  # regular expressions of module names to freeze besides the ViT's leading blocks
     freezing.UNTIL = 0  # iteration at which they thaw; 0: never
+
+
+def _add_test(cfg: CN) -> None:
+    cfg.TEST.BATCH_SIZE = 1  # pictures of one size that a process evaluates at a time
+    cfg.TEST.COMPILE = False  # torch.compile the blocks of the ViT; needs a C++ compiler
+    cfg.TEST.AMP = CN()
+    cfg.TEST.AMP.ENABLED = False  # evaluate in SOLVER.AMP.DTYPE
 
 
 def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CN:
@@ -133,6 +144,8 @@ def check_cfg(cfg: CN) -> None:
         raise ValueError(f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE!r}: choose one of {dtypes}.")
     if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
         raise ValueError("SOLVER.AMP.ENABLED needs CUDA: set it to False, or MODEL.DEVICE to cuda.")
+    if cfg.TEST.BATCH_SIZE < 1:
+        raise ValueError(f"TEST.BATCH_SIZE is {cfg.TEST.BATCH_SIZE}: give the number of pictures, 1 or more.")
     source = cfg.DATASETS.SOURCE_TEST
     if source and source not in cfg.DATASETS.TEST:
         raise ValueError(

@@ -1,3 +1,6 @@
+import os
+import tempfile
+
 import logging
 
 import pytest
@@ -7,6 +10,7 @@ import soma_det  # noqa: F401  (first: makes Detectron2 importable)
 
 
 def pytest_configure(config):
+    os.environ["SOMA_DET_CACHE"] = os.path.join(tempfile.gettempdir(), "soma_det_tests")  # not the user's own cache
     torch.set_num_threads(2)
 
 

@@ -10,7 +10,7 @@ import soma_det.modeling  # noqa: F401  (fills the registries)
 from soma_det.config import check_device, setup_cfg
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if p.parent.name != "comparison")  # those list runs
 ON_CPU = ["MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", "False"]
 
 

@@ -15,6 +15,7 @@ for MODEL.VIT.WEIGHTS, with MODEL.VIT.NAME and IMG_SIZE as given here.
 import argparse
 import logging
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -54,7 +55,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of weights, pictures and masks (default: %(default)s)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)")
     add("--precision", choices=("bfloat16", "float32"), default="bfloat16", help="of products (default: %(default)s)")
-    add("--workers", type=int, default=1, help="threads that cut crops ahead of time (default: %(default)s)")
+    add(
+        "--workers",
+        type=int,
+        default=max(1, (os.cpu_count() or 1) // 2),
+        help="threads that cut crops (default: %(default)s)",
+    )
     add("--save-minutes", type=float, default=2.0, help="time between checkpoints (default: %(default)s)")
     args = parser.parse_args(arguments)
     if args.clear_targets and not args.render:
@@ -78,7 +84,7 @@ def build(args: argparse.Namespace) -> Pretraining:
     vit = create_timm_vit(args.model, "", 16, args.img_size)
     logging.getLogger("soma_det").info("%s: %.2f million parameters", args.model, count_parameters(vit) / 1e6)
     stream = PictureStream(args.pictures, args.targets, batch=args.batch, crop_size=args.crop, seed=args.seed)
-    settings = {name: getattr(args, name) for name in SETTINGS}
+    settings = {name: getattr(args, name) for name in SETTINGS} | {"number of pictures": len(stream.paths)}
     return Pretraining(
         MaskedAutoencoder(vit, args.objective, args.mask), stream, args.output, settings,
         steps=args.steps, warmup=max(1, args.steps // 20), peak_lr=args.lr, device=args.device,

@@ -10,13 +10,17 @@ The pretrained weights must therefore be in the model BEFORE it is adapted.
 """
 
 import logging
-from typing import Sequence
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from typing import Callable, ContextManager, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from soma_det.adapters.cache import DecompositionCache, default_cache_dir
 from soma_det.adapters.registry import Adapter, register_adapter
 from soma_det.adapters.selection import (
     ATTENTION_AND_MLP,
@@ -28,6 +32,8 @@ from soma_det.adapters.selection import (
 )
 
 COMPONENTS = ("minor", "major", "random")
+ORDERS = ("load_first", "decompose_first")
+MAX_THREADS = 8  # each holds a weight and its Gram matrix in double precision
 
 logger = logging.getLogger(__name__)
 
@@ -54,14 +60,21 @@ def split_components(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`split_minor_components`, for the smallest, the largest or a random choice of singular components.
 
-    The decomposition is that of the smaller Gram matrix in float64. Its eigenvectors Q are the singular vectors of one
-    side, and Q Q^T W (or W Q Q^T) is the part of W in the chosen components, exactly as in a full SVD and faster.
-
     Args:
         components: "minor" (the method), "major" (what PiSSA, arXiv 2404.02948, trains) or "random".
         generator: source of the random choice.
     """
     _check_split(weight, rank, components)
+    a, b = _factors(weight, rank, components, generator)
+    return _residual(weight, a[None], b[None]), a, b
+
+
+def _factors(weight: Tensor, rank: int, components: str, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """A (rank, in) and B (out, rank) of a weight (out, in).
+
+    The decomposition is that of the smaller Gram matrix in float64. Its eigenvectors Q are the singular vectors of one
+    side, and Q Q^T W (or W Q Q^T) is the part of W in the chosen components, exactly as in a full SVD and faster.
+    """
     exact = weight.detach().double()
     wide = exact.shape[0] <= exact.shape[1]
     gram = exact @ exact.T if wide else exact.T @ exact
@@ -72,9 +85,12 @@ def split_components(
     other = projected / root.where(root > 0, 1)  # a weight of lower rank has singular values of zero
     b, a = (q * root.T, other) if wide else (other.T, root * q.T)
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    a, b = a.to(dtype), b.to(dtype)
-    residual = (exact - b.double() @ a.double()).to(dtype)
-    return residual, a, b
+    return a.to(dtype), b.to(dtype)
+
+
+def _residual(weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """W - B A for stacked weights; shapes as in :func:`compose`."""
+    return compose(weight.detach().to(a.dtype), a, -b)
 
 
 def _check_split(weight: Tensor, rank: int, components: str) -> None:
@@ -85,11 +101,11 @@ def _check_split(weight: Tensor, rank: int, components: str) -> None:
         raise ValueError(f"Unknown components {components!r}: choose one of {COMPONENTS}.")
 
 
-def _choose(available: int, rank: int, components: str, generator: torch.Generator | None) -> Tensor:
+def _choose(available: int, rank: int, components: str, generator: torch.Generator | None) -> Tensor | slice:
     if components == "minor":
-        return torch.arange(rank)
+        return slice(rank)
     if components == "major":
-        return torch.arange(available - rank, available)
+        return slice(available - rank, available)
     return torch.randperm(available, generator=generator)[:rank]
 
 
@@ -118,8 +134,12 @@ class ComposedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)"""
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        return _ComposedLinear.apply(x.to(dtype), self.residual, self.a, self.b, self.bias)
+        device = x.device.type
+        if not torch.is_autocast_enabled(device):
+            return _ComposedLinear.apply(x, self.residual, self.a, self.b, self.bias)
+        dtype = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
+            return _ComposedLinear.apply(x.to(dtype), self.residual, self.a, self.b, self.bias)
 
     def merged(self) -> nn.Linear:
         """The plain layer that computes the same."""
@@ -145,64 +165,89 @@ class SomaLinear(ComposedLinear):
         parts: int = 1,
         components: str | None = "minor",
         generator: torch.Generator | None = None,
+        factors: tuple[Tensor, Tensor] | None = None,
     ):
-        """Decompose ``linear``; with ``components`` None leave A and B at zero, for a checkpoint to fill them."""
+        """Decompose ``linear``; with ``components`` None leave A and B at zero, for a checkpoint to fill them.
+
+        ``factors`` (a, b), those of an earlier decomposition of this very weight, spare a new one.
+        """
         if linear.out_features % parts:
             raise ValueError(f"{linear.out_features} output features do not divide into {parts} stacked weights.")
-        weights = linear.weight.chunk(parts)
         if components is None:
-            split = [_undecomposed(weight, rank) for weight in weights]
+            a = linear.weight.new_zeros(parts, rank, linear.in_features)
+            b = linear.weight.new_zeros(parts, linear.out_features // parts, rank)
+            super().__init__(linear, linear.weight.detach(), a, b)
         else:
-            split = [split_components(weight, rank, components, generator) for weight in weights]
-        residuals, a, b = zip(*split)
-        super().__init__(linear, torch.cat(residuals), torch.stack(a), torch.stack(b))
+            a, b = factors or _stacked_factors(linear.weight.chunk(parts), rank, components, generator)
+            super().__init__(linear, _residual(linear.weight, a, b), a, b)
         self.components = components
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, components={self.components}"
 
 
-def _undecomposed(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    return weight.detach(), weight.new_zeros(rank, weight.shape[1]), weight.new_zeros(weight.shape[0], rank)
+def _stacked_factors(
+    weights: Sequence[Tensor], rank: int, components: str, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """A (parts, rank, in) and B (parts, out / parts, rank) of the weights, (out / parts, in) each."""
+    for weight in weights:
+        _check_split(weight, rank, components)
+    a, b = zip(*(_factors(weight, rank, components, generator) for weight in weights))
+    return torch.stack(a), torch.stack(b)
 
 
 def compose(residual: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """W_res + B A for stacked weights: (out, in), (parts, rank, in), (parts, out / parts, rank) -> (out, in)."""
-    return torch.baddbmm(residual.view(a.shape[0], -1, a.shape[2]), b, a).view_as(residual)
+    return torch.bmm(b, a).view_as(residual).add_(residual)  # baddbmm would copy the residual first
 
 
 class _ComposedLinear(torch.autograd.Function):
     """y = x (W_res + B A)^T + bias in one product each way, without ever forming the gradient of the whole weight.
 
-    The weight is composed in its own precision, then cast once to that of x. The gradients of A and B come from x and
-    from the gradient of y through products of inner size ``rank``.
+    The weight is composed in its own precision, cast once to that of x, and kept for the backward pass. With h = gy B
+    and z = A x^T, both of inner size ``rank``, the gradients are gx = gy W, gA = h^T x and gB = (z gy)^T. The products
+    are written in the order and orientation that the CPU's matrix products are fastest in.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, residual: Tensor, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, residual, a, b)
-        ctx.has_bias = bias is not None
-        with torch.autocast(x.device.type, enabled=False):
-            bias = bias.to(x.dtype) if ctx.has_bias else None
-            return F.linear(x, compose(residual, a, b).to(x.dtype), bias)
+        weight = compose(residual, a, b).to(x.dtype)
+        ctx.save_for_backward(x, weight, a, b)
+        return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     def backward(ctx, grad_y: Tensor):
-        x, residual, a, b = ctx.saved_tensors
-        parts, rank, d_in = a.shape
-        grad_x = grad_a = grad_b = grad_bias = None
-        flat_x, flat_grad = x.reshape(-1, d_in), grad_y.reshape(-1, residual.shape[0])
-        with torch.autocast(x.device.type, enabled=False):
-            if ctx.needs_input_grad[0]:
-                grad_x = (flat_grad @ compose(residual, a, b).to(grad_y.dtype)).view_as(x)
-            if ctx.needs_input_grad[2]:
-                by_part = flat_grad.view(-1, parts, residual.shape[0] // parts).transpose(0, 1)  # (parts, N, out/parts)
-                grad_a = ((by_part @ b.to(grad_y.dtype)).transpose(1, 2) @ flat_x).to(a.dtype)
-                x_a = (flat_x @ a.to(x.dtype).view(-1, d_in).T).view(-1, parts, rank).transpose(0, 1)  # (parts, N, r)
-                grad_b = (by_part.transpose(1, 2) @ x_a).to(b.dtype)
-            if ctx.has_bias and ctx.needs_input_grad[4]:
-                grad_bias = flat_grad.sum(0)
-        return grad_x, None, grad_a, grad_b, grad_bias
+        with _without_autocast(grad_y.device.type):
+            return _gradients(grad_y, *ctx.saved_tensors, ctx.needs_input_grad)
+
+
+def _without_autocast(device: str) -> ContextManager:
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+def _gradients(grad_y: Tensor, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, needed: Sequence[bool]) -> tuple:
+    """Of x, residual, a, b and bias, None for those that are not needed and for the frozen residual."""
+    parts, _, d_in = a.shape
+    rows_x, rows_y = x.reshape(-1, d_in), grad_y.reshape(-1, weight.shape[0])
+    by_part = rows_y.chunk(parts, dim=1)  # of (N, out / parts) each
+    grad_x = grad_a = grad_b = grad_bias = None
+    if needed[0]:
+        grad_x = (rows_y @ weight).view_as(x)
+    if needed[2]:
+        h = [y @ part for y, part in zip(by_part, b.to(x.dtype))]
+        grad_a = (_join(h, 1).T @ rows_x).view_as(a).to(a.dtype)
+    if needed[3]:
+        z = a.to(x.dtype).view(-1, d_in) @ rows_x.T  # (parts * rank, N)
+        transposed = _join([part @ y for part, y in zip(z.chunk(parts), by_part)], 0)  # (parts * rank, out / parts)
+        grad_b = transposed.view(parts, -1, transposed.shape[1]).transpose(1, 2).to(b.dtype)
+    if needed[4]:
+        grad_bias = rows_y.sum(0)
+    return grad_x, None, grad_a, grad_b, grad_bias
+
+
+def _join(tensors: list[Tensor], dim: int) -> Tensor:
+    """Concatenated, without the copy where there is only one."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
 
 
 def inject_soma(
@@ -213,6 +258,7 @@ def inject_soma(
     components: str = "minor",
     seed: int = 0,
     decompose: bool = True,
+    cache: str | os.PathLike | None = None,
 ) -> list[str]:
     """Replace linear layers of a pretrained ViT by :class:`SomaLinear`, in place; its outputs stay the same.
 
@@ -222,6 +268,7 @@ def inject_soma(
         blocks, targets: see :func:`~soma_det.adapters.selection.select_linears`.
         seed: of the choice of components where they are random.
         decompose: False spares the decomposition where a checkpoint of an adapted model will be loaded next.
+        cache: a folder of earlier decompositions, to use the one of these weights or to add it; None for none.
 
     Returns:
         The names of the adapted layers.
@@ -235,14 +282,54 @@ def inject_soma(
         if isinstance(linear, SomaLinear):
             raise ValueError(f"{name} is adapted already; merge_soma first.")
         _check_split(linear.weight.chunk(stacked_parts(name))[0], rank, components)
+    weights = {name: vit.get_submodule(name).weight for name in names}
+    settings = {"rank": rank, "components": components, "seed": seed if components == "random" else None}
+    stored = DecompositionCache(cache, weights, **settings) if cache and decompose else None
+    factors = (stored.load() if stored else None) or {}
     generator = torch.Generator().manual_seed(seed)
-    for name in tqdm(names, desc="Decomposing weights", unit="layer", delay=3, leave=False):
-        linear = vit.get_submodule(name)
-        layer = SomaLinear(linear, rank, stacked_parts(name), components if decompose else None, generator)
+
+    def adapt(name: str) -> SomaLinear:
+        kind = components if decompose else None
+        return SomaLinear(vit.get_submodule(name), rank, stacked_parts(name), kind, generator, factors.get(name))
+
+    # The order of random choices matters.
+    layers = map(adapt, names) if components == "random" else _map_in_threads(adapt, names)
+    for name, layer in tqdm(
+        zip(names, layers), desc="Decomposing", total=len(names), unit="layer", delay=3, leave=False
+    ):
         replace_module(vit, name, layer)
+    if stored and not factors:
+        stored.save({name: (vit.get_submodule(name).a, vit.get_submodule(name).b) for name in names})
     what = f"{len(names)} layers in {len(set(blocks))} blocks"
     logger.info("SoMA: rank %d, %s components of %s", rank, components, what)
     return names
+
+
+def _map_in_threads(function: Callable, items: Sequence) -> Iterator:
+    """As map, with one thread for each item at a time: a decomposition makes poor use of more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(min(threads, MAX_THREADS)) as pool:
+            yield from pool.map(function, items)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def load_after_decomposition(vit: nn.Module, layers: Sequence[str], seed: int = 0) -> None:
+    """Make SoMA layers, in place, what they are when random weights are decomposed and the pretrained ones loaded later.
+
+    For ablation: this order is that of the authors' public code (ysj9909/SoMA), where loading fills W_res and leaves A
+    and B. So the ViT starts at W + B A in the place of W, with components of a random matrix that mean nothing to it.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name in layers:
+        layer = vit.get_submodule(name)
+        untrained = nn.Linear(layer.in_features, layer.out_features, bias=False)
+        nn.init.trunc_normal_(untrained.weight, std=0.02, generator=generator)  # as timm initializes ViTs
+        late = SomaLinear(untrained, layer.rank, layer.parts, layer.components, generator)
+        late.residual.data, late.bias = layer.weight.detach(), layer.bias
+        replace_module(vit, name, late)
 
 
 def merge_soma(model: nn.Module) -> list[str]:
@@ -276,8 +363,15 @@ def _inject(
     components: str = "minor",
     seed: int = 0,
     decompose: bool = True,
+    cache: bool = False,
+    order: str = "load_first",
 ) -> list[str]:
-    layers = inject_soma(vit, rank, blocks, targets, components, seed, decompose)
+    if order not in ORDERS:
+        raise ValueError(f"MODEL.ADAPTER.SOMA.ORDER is {order!r}: choose one of {ORDERS}.")
+    folder = default_cache_dir() if cache else None
+    layers = inject_soma(vit, rank, blocks, targets, components, seed, decompose, folder)
+    if order == "decompose_first" and decompose:
+        load_after_decomposition(vit, layers, seed)
     return parameter_names(vit, layers, ("a", "b"), train_bias)
 
 
@@ -286,7 +380,7 @@ register_adapter(
         "soma",
         "the smallest singular components of each weight (SoMA)",
         _inject,
-        options=("blocks", "rank", "targets", "train_bias", "components", "seed", "decompose"),
+        options=("blocks", "rank", "targets", "train_bias", "components", "seed", "decompose", "cache", "order"),
         merge=merge_soma,
     )
 )

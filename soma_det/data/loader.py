@@ -8,14 +8,15 @@ and the position alone. So a run goes on exactly where it stopped, with any numb
 import contextlib
 import logging
 import random
-from typing import Callable, Iterator
+from typing import Callable, Iterable, Iterator, Sequence
 
 import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, DatasetMapper, build_detection_test_loader
+from detectron2.data import DatasetFromList, DatasetMapper, MapDataset
 from detectron2.data.build import get_detection_dataset_dicts, trivial_batch_collator
+from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
@@ -51,8 +52,35 @@ def build_train_loader(cfg: CfgNode) -> "TrainLoader":
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
-    """Every picture of a data set once, one at a time, shared by the processes; an unreadable one is an error."""
-    return build_detection_test_loader(cfg, dataset_name, mapper=WeatherMapper(cfg, is_train=False))
+    """Every picture of a data set once, shared by the processes; an unreadable one is an error.
+
+    Batches have up to TEST.BATCH_SIZE pictures, all of one size: none is padded for the sake of another, so that the
+    batch size changes no result.
+    """
+    records = get_detection_dataset_dicts([dataset_name], filter_empty=False)
+    sizes = [(record.get("height"), record.get("width")) for record in records]
+    return DataLoader(
+        MapDataset(DatasetFromList(records, copy=False), WeatherMapper(cfg, is_train=False)),
+        batch_sampler=equal_size_batches(InferenceSampler(len(records)), sizes, cfg.TEST.BATCH_SIZE),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=trivial_batch_collator,
+    )
+
+
+def equal_size_batches(indices: Iterable[int], sizes: Sequence[tuple], limit: int) -> list[list[int]]:
+    """Cut a sequence of indices into runs of at most ``limit`` whose sizes are equal; the order stays.
+
+    Args:
+        sizes: (height, width) of each index, pixels; (None, None) where unknown, which makes a batch of its own.
+    """
+    batches: list[list[int]] = []
+    for index in indices:
+        last = batches[-1] if batches else []
+        if 0 < len(last) < limit and None not in sizes[index] and sizes[index] == sizes[last[0]]:
+            last.append(index)
+        else:
+            batches.append([index])
+    return batches
 
 
 class UnreadablePictureError(OSError):

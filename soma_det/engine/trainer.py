@@ -21,6 +21,7 @@ from soma_det.config import check_device
 from soma_det.data.loader import build_test_loader, build_train_loader
 from soma_det.engine import hooks
 from soma_det.engine.checkpoint import AtomicCheckpointer
+from soma_det.engine.inference import prepared_for_inference
 from soma_det.engine.optim import build_adamw
 from soma_det.evaluation import WeatherEvaluator, report
 from soma_det.modeling.freezing import freeze, match_modules
@@ -96,10 +97,14 @@ class Trainer(DefaultTrainer):
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> OrderedDict:
         """Evaluate every test set, then write and log the summary across weathers.
 
+        Adapters that can be merged are, for as long as it takes; the model comes back as it was.
+
         Returns:
             {data set: {"bbox": COCO metrics, "voc": VOC AP50, ...}}; empty on all but the main process.
         """
-        results = super().test(cfg, model, evaluators)
+        dtype = getattr(torch, cfg.SOLVER.AMP.DTYPE) if cfg.TEST.AMP.ENABLED else None
+        with prepared_for_inference(model, dtype, cfg.TEST.COMPILE) as prepared:
+            results = super().test(cfg, prepared, evaluators)
         if not comm.is_main_process() or not cfg.DATASETS.TEST:
             return OrderedDict()
         if len(cfg.DATASETS.TEST) == 1:  # Detectron2 drops the name of a lone test set

@@ -2,6 +2,7 @@
 
 import logging
 
+import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone
@@ -73,7 +74,9 @@ def _adapt(vit: nn.Module, cfg: CfgNode) -> None:
             "MODEL.ADAPTER %s on random weights: there is nothing pretrained to preserve. Set MODEL.VIT.WEIGHTS.",
             adapter.name,
         )
-    names = inject_adapter(vit, adapter.name, _blocks(cfg, adapter, len(vit.blocks)), **_options(cfg, adapter))
+    blocks, options = _blocks(cfg, adapter, len(vit.blocks)), _options(cfg, adapter)
+    with torch.random.fork_rng(devices=[]):  # so that pyramid and head start alike, whatever the method has drawn
+        names = inject_adapter(vit, adapter.name, blocks, **options)
     logger.info("Adapter %s trains %d tensors", adapter.name, len(names))
 
 

@@ -78,7 +78,9 @@ class MaskedAutoencoder(nn.Module):
         patches = vit.patch_embed(pictures)
         patches = patches.flatten(1, 2) if patches.ndim == 4 else patches  # (N, H, W, C) with dynamic_img_size
         tokens = _take(patches + vit.pos_embed[0, prefix:][window], seen)
-        extra = [t.expand(len(tokens), -1, -1) for t in (vit.cls_token, getattr(vit, "reg_token", None)) if t is not None]
+        extra = [
+            t.expand(len(tokens), -1, -1) for t in (vit.cls_token, getattr(vit, "reg_token", None)) if t is not None
+        ]
         return vit.norm(vit.blocks(vit.norm_pre(torch.cat([*extra, tokens], dim=1))))
 
     def _decode(self, tokens: Tensor, window: Tensor, order: Tensor, seen: int) -> Tensor:

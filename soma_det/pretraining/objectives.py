@@ -8,6 +8,9 @@ from torch import Tensor
 
 CELL = 8  # pixels, of HOG
 BINS = 9  # orientations between 0 and 180 degrees
+FAINTEST = (
+    0.01  # length of a patch's histograms, for pictures in 0 to 1, below which they fade instead of showing noise
+)
 
 
 def patchify(pictures: Tensor, patch: int) -> Tensor:
@@ -26,10 +29,10 @@ def normalized_pixels(pictures: Tensor, patch: int) -> Tensor:
 
 
 def hog(pictures: Tensor, patch: int) -> Tensor:
-    """(N, 3, H, W) -> (N, patches, (patch / 8)^2 * 9): histograms of oriented gradients, of length 1 for each patch.
+    """(N, 3, H, W) -> (N, patches, (patch / 8)^2 * 9): histograms of oriented gradients, of mean square 1 in each patch.
 
-    A pixel counts for the channel where its gradient is the strongest, with that strength, in the cell of 8 x 8 pixels
-    around it; cells of a patch are normalized together.
+    A pixel of the gray picture counts with the strength of its gradient in the cell of 8 x 8 pixels around it; the cells
+    of a patch are normalized together.
 
     Sources: Dalal and Triggs, Histograms of Oriented Gradients, 2005; Wei et al., Masked Feature Prediction (MaskFeat),
     2021 (arXiv 2112.09133), section 3.
@@ -39,15 +42,14 @@ def hog(pictures: Tensor, patch: int) -> Tensor:
     """
     if patch % CELL:
         raise ValueError(f"HOG wants patches of a multiple of {CELL} pixels, not {patch}: predict pixels instead.")
-    padded = F.pad(pictures, (1, 1, 1, 1), mode="replicate")
+    padded = F.pad(pictures.mean(dim=1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     dx, dy = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2], padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
-    strength, channel = (dx.square() + dy.square()).max(dim=1, keepdim=True)
-    dx, dy = dx.gather(1, channel), dy.gather(1, channel)
-    angle = torch.atan2(dy, dx) / torch.pi * BINS  # -9 to 9; opposite directions are one orientation
-    nearest = angle.floor().long().remainder(BINS)
-    cells = [F.avg_pool2d(strength.sqrt() * (nearest == k), CELL) for k in range(BINS)]
+    orientation = (torch.atan2(dy, dx) * (BINS / torch.pi)).floor().remainder(BINS)  # opposite directions are one
+    strength = torch.hypot(dx, dy)
+    cells = [F.avg_pool2d(strength * (orientation == k), CELL) for k in range(BINS)]
     # (N, 9, H / 8, W / 8) -> (N, patches, 9 * cells of a patch)
-    return F.normalize(patchify(torch.cat(cells, dim=1), patch // CELL), dim=-1, eps=1e-2)
+    histograms = patchify(torch.cat(cells, dim=1), patch // CELL)
+    return F.normalize(histograms, dim=-1, eps=FAINTEST) * histograms.shape[-1] ** 0.5
 
 
 TARGETS: dict[str, Callable[[Tensor, int], Tensor]] = {"pixels": normalized_pixels, "hog": hog}

@@ -108,26 +108,21 @@ class PictureStream:
         count, indices = len(self.paths), []
         for position in range(iteration * self.batch_size, (iteration + 1) * self.batch_size):
             epoch, place = divmod(position, count)
-            indices.append(int(self._order(epoch)[place]))
+            if place == 0 or not indices:
+                order = np.random.default_rng([self.seed, _ORDER, epoch]).permutation(count)
+            indices.append(int(order[place]))
         return indices
 
-    def _order(self, epoch: int) -> np.ndarray:
-        """A permutation of the pictures."""
-        cached = getattr(self, "_last_order", (None, None))
-        if cached[0] != epoch:
-            cached = epoch, np.random.default_rng([self.seed, _ORDER, epoch]).permutation(len(self.paths))
-            self._last_order = cached
-        return cached[1]
-
     def _crop(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(H, W, 3) of the picture and of its target, and the place (2,) of the crop."""
+        """(H, W, 3) of the picture and of its target, and the place (2,) of the crop in the picture, flipped as it is."""
         picture = self._read(self.paths[index])
         scale = float(np.exp(rng.uniform(*np.log(self.scales))))
         place, flip = rng.random(2, dtype=np.float32), rng.random() < 0.5
         seen = _cut(picture, self.crop_size, scale, place, flip)
+        shown = np.array([place[0], 1.0 - place[1] if flip else place[1]], np.float32)
         if self.target_paths is None:
-            return seen, seen, place
-        return seen, _cut(self._read(self.target_paths[index]), self.crop_size, scale, place, flip), place
+            return seen, seen, shown
+        return seen, _cut(self._read(self.target_paths[index]), self.crop_size, scale, place, flip), shown
 
     def _read(self, path: Path) -> np.ndarray:
         """(H, W, 3) uint8 RGB."""

@@ -15,7 +15,7 @@ from soma_det.data.weather import apply_weather
 
 WEATHER_FOLDER, CLEAR_FOLDER = "weather", "clear"
 _QUALITY = 92
-_STREAM = 4  # apart from the scenes of SynthDrive's own splits, whose second number is that of a domain below 5
+_APART = (len(DOMAINS), 4)  # where SynthDrive's own scenes have their domain, below 5, and their split
 
 
 def render_pair(seed: int, index: int, height: int = 270, width: int = 480) -> tuple[np.ndarray, np.ndarray]:
@@ -24,7 +24,7 @@ def render_pair(seed: int, index: int, height: int = 270, width: int = 480) -> t
     No scene of SynthDrive's training or test splits is among them, whatever the seed.
     """
     domain = DOMAINS[index % len(DOMAINS)]
-    entropy = [seed, len(DOMAINS), _STREAM, index]
+    entropy = [seed, *_APART, index]
     scene = render_scene(entropy, height, width, sun=domain == "daytime_clear")
     pictures = [
         apply_weather(

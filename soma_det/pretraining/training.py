@@ -1,0 +1,225 @@
+"""The pretraining loop: planned on its iterations, stopped by a clock or a signal, resumed as if never stopped."""
+
+import logging
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from soma_det.pretraining.masked import MaskedAutoencoder
+from soma_det.pretraining.pictures import Batch, PictureStream
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT, WEIGHTS = "checkpoint.pth", "vit.safetensors"
+PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # as in configs/Base-SoMA.yaml
+BETAS = (0.9, 0.95)
+LOG_PERIOD = 10.0  # seconds
+
+
+def learning_rate(iteration: int, steps: int, warmup: int, peak: float) -> float:
+    """A linear rise over ``warmup`` iterations to ``peak``, then half a cosine to 0 at ``steps``."""
+    if iteration < warmup:
+        return peak * (iteration + 1) / warmup
+    return peak * 0.5 * (1.0 + math.cos(math.pi * (iteration - warmup) / max(1, steps - warmup)))
+
+
+def build_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW; vectors and tokens do not decay."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    still = [p for name, p in trained if p.ndim < 2 or name.endswith("_token")]
+    ids = set(map(id, still))
+    groups = [
+        {"params": [p for _, p in trained if id(p) not in ids], "weight_decay": weight_decay},
+        {"params": still, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=0.0, betas=BETAS)
+
+
+class Pretraining:
+    """Trains a masked autoencoder on a stream of pictures and keeps what it needs to go on in ``output``.
+
+    Args:
+        settings: what the weights are a function of; a checkpoint of other settings is refused.
+        precision: "bfloat16" computes products in bfloat16, on CPU too; "float32".
+        save_period: seconds between checkpoints.
+    """
+
+    def __init__(
+        self,
+        model: MaskedAutoencoder,
+        stream: PictureStream,
+        output: str | Path,
+        settings: dict,
+        *,
+        steps: int,
+        warmup: int,
+        peak_lr: float = 1.5e-3,
+        weight_decay: float = 0.05,
+        device: str = "cpu",
+        precision: str = "bfloat16",
+        save_period: float = 120.0,
+        workers: int = 1,
+    ):
+        if steps < 1 or warmup < 0:
+            raise ValueError(f"{steps} iterations with {warmup} of warm-up: at least 1 and 0 are needed.")
+        self.model, self.stream, self.output, self.settings = model.to(device), stream, Path(output), settings
+        self.steps, self.warmup, self.peak_lr = steps, warmup, peak_lr
+        self.device, self.precision = torch.device(device), precision
+        if self.device.type == "cpu":
+            _avoid_fused_attention(self.model)
+        self.save_period, self.workers = save_period, workers
+        self.optimizer = build_optimizer(self.model, weight_decay)
+        self.iteration, self.seconds, self.losses = 0, 0.0, []
+        self.output.mkdir(parents=True, exist_ok=True)
+
+    def resume(self) -> bool:
+        """Go on where the checkpoint in the output folder was written; False where there is none.
+
+        Raises:
+            ValueError: it is of other settings.
+        """
+        path = self.output / CHECKPOINT
+        if not path.is_file():
+            return False
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        changed = [k for k in {*state["settings"], *self.settings} if state["settings"].get(k) != self.settings.get(k)]
+        if changed:
+            raise ValueError(
+                f"{path} was trained with other settings ({', '.join(sorted(changed))}): repeat the same command, or "
+                "choose another output folder."
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.iteration, self.seconds, self.losses = state["iteration"], state["seconds"], state["losses"]
+        logger.info("Going on at iteration %d of %d.", self.iteration, self.steps)
+        return True
+
+    def run(self, minutes: float = math.inf) -> bool:
+        """Train until ``steps``, or ``minutes`` from now, or SIGINT; True where all iterations are done.
+
+        A checkpoint and the ViT's weights are written in every case.
+        """
+        start, last_save, last_log = time.monotonic(), time.monotonic(), -math.inf
+        before, first = self.seconds, self.iteration
+        self.model.train()
+        with _interruptible() as stopped:
+            for batch in self.stream.batches(self.iteration, self.steps, self.workers):
+                loss = self._step(batch)
+                self.losses.append(loss)
+                self.iteration += 1
+                now = time.monotonic()
+                self.seconds = before + now - start
+                if now - last_log > LOG_PERIOD or self.iteration == self.steps:
+                    self._log(now - start, self.iteration - first, 60 * minutes)
+                    last_log = now
+                if now - last_save > self.save_period:
+                    self.save()
+                    last_save = now
+                if stopped() or now - start > 60 * minutes:
+                    break
+        if self.iteration < self.steps:
+            logger.info("Stopped at iteration %d of %d; the same command goes on.", self.iteration, self.steps)
+        self.save()
+        export_weights(self.model.vit, self.output / WEIGHTS)
+        return self.iteration == self.steps
+
+    def _step(self, batch: Batch) -> float:
+        """One optimizer step; the loss before it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.iteration, self.steps, self.warmup, self.peak_lr)
+        pictures, targets, places, noise = (torch.from_numpy(a).to(self.device) for a in batch)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            loss = self.model(normalize(pictures), _channels_first(targets) / 255.0, places, noise)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"The loss is {loss.item()} at iteration {self.iteration}: lower the learning rate."
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
+
+    def _log(self, seconds: float, done: int, limit: float) -> None:
+        rate = done / seconds
+        left = min((self.steps - self.iteration) / rate, limit - seconds)
+        recent = self.losses[-50:]
+        logger.info(
+            "iteration %d of %d, loss %.4f, lr %.2e, %.1f pictures per second, ETA %d:%02d:%02d",
+            self.iteration,
+            self.steps,
+            sum(recent) / len(recent),
+            self.optimizer.param_groups[0]["lr"],
+            rate * self.stream.batch_size,
+            *_clock(left),
+        )
+
+    def save(self) -> None:
+        """Write the checkpoint beside its place and move it there when it is complete."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "iteration": self.iteration,
+            "seconds": self.seconds,
+            "losses": self.losses,
+            "settings": self.settings,
+        }
+        _write_atomically(self.output / CHECKPOINT, lambda path: torch.save(state, path))
+
+
+def _avoid_fused_attention(model: nn.Module) -> None:
+    """With so few tokens, the backward pass of a CPU's fused attention costs as much as half of all else (timm 1.0)."""
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+
+
+def normalize(pictures: Tensor) -> Tensor:
+    """(N, H, W, 3) uint8 RGB -> (N, 3, H, W) float32 as the detector feeds its ViT."""
+    mean, std = (torch.tensor(v, device=pictures.device)[:, None, None] for v in (PIXEL_MEAN, PIXEL_STD))
+    return (_channels_first(pictures) - mean) / std
+
+
+def export_weights(vit: nn.Module, path: str | Path) -> None:
+    """Write a timm ViT's weights in float16 under timm's names; soma_det.modeling.vit.create_timm_vit reads them."""
+    weights = {name: tensor.detach().half().cpu().contiguous() for name, tensor in vit.state_dict().items()}
+    _write_atomically(Path(path), lambda partial: partial.write_bytes(save(weights, metadata={"format": "pt"})))
+
+
+def _channels_first(pictures: Tensor) -> Tensor:
+    return pictures.permute(0, 3, 1, 2).float()
+
+
+def _write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    write(partial)
+    os.replace(partial, path)
+
+
+def _clock(seconds: float) -> tuple[int, int, int]:
+    """Hours, minutes, seconds."""
+    whole = max(0, round(seconds))
+    return whole // 3600, whole // 60 % 60, whole % 60
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """A function that tells whether SIGINT came; a second one interrupts at once."""
+    signals: list[int] = []
+
+    def note(number, _frame):
+        signals.append(number)
+        signal.signal(signal.SIGINT, previous)
+
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(signals)
+    finally:
+        signal.signal(signal.SIGINT, previous)

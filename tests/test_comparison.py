@@ -1,0 +1,549 @@
+"""Comparing adapters: the statistics against numbers worked out by hand, and the tool from its file to its report."""
+
+import fcntl
+import hashlib
+import importlib.util
+import json
+import math
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from detectron2.modeling import build_model
+from training import CONFIG, options, tiny_cfg, write_data
+
+from soma_det.adapters.registry import ADAPTERS, inject_adapter
+from soma_det.comparison import TrainingProcess, load_comparison, plan_runs, write_report
+from soma_det.comparison.pictures import (
+    load_detections,
+    match_class,
+    resample_split,
+    resampled_average_precision,
+    weighted_average_precision,
+)
+from soma_det.comparison.plan import Comparison, Configuration, require_comparable
+from soma_det.comparison.runs import Exit, Finished, Run, count_trainable, require_unchanged, train_one
+from soma_det.comparison.statistics import bootstrap_interval, paired_difference, spread, summarize_splits
+from soma_det.data import register_from_config
+from soma_det.evaluation.boxes import Detections, GroundTruth, load_ground_truth
+from soma_det.evaluation.coco import save_predictions
+from soma_det.evaluation.voc import voc_average_precision
+
+ROOT = Path(__file__).parents[1]
+COMPARISONS = sorted((ROOT / "configs" / "comparison").glob("*.yaml"))
+CLEAR, NIGHT = "tiny_daytime_clear_test", "tiny_night_sunny_test"
+NAN = float("nan")
+
+
+def load_tool(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+train_net, compare_adapters = load_tool("train_net"), load_tool("compare_adapters")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+# Statistics
+
+
+def test_spread_is_the_mean_and_the_sample_standard_deviation():
+    three = spread({1: 10.0, 2: 14.0, 3: 12.0})
+    assert (three.mean, three.sd) == (12, 2)  # sqrt((4 + 4 + 0) / 2)
+    one = spread({1: 10.0, 2: NAN})
+    assert one.values == {1: 10} and one.mean == 10 and math.isnan(one.sd)
+    assert math.isnan(spread({1: NAN}).mean)
+
+
+def test_unseen_is_the_mean_without_the_source_and_relative_divides_by_it():
+    of = summarize_splits({"clear": 60.0, "night": 30.0, "fog": 48.0, "empty": NAN}, "clear")
+    assert (of["unseen"], of["relative"], of["clear"]) == (39, 65, 60)
+    series = summarize_splits({"clear": np.array([60.0, 0.0]), "fog": np.array([48.0, 3.0])}, "clear")
+    assert series["unseen"].tolist() == [48, 3]
+    assert series["relative"][0] == 80 and math.isnan(series["relative"][1])
+
+
+def test_differences_are_paired_by_seed_and_use_only_seeds_that_both_have():
+    scores, reference = {1: 10.0, 2: 14.0, 3: 12.0, 4: 99.0}, {3: 13.0, 2: 10.0, 1: 9.0, 5: 0.0}
+    constant = lambda values: {seed: np.full(50, value) for seed, value in values.items()}
+    difference = paired_difference(scores, reference, constant(scores), constant(reference))
+    assert difference.values == {1: 1, 2: 4, 3: -1}
+    assert difference.mean == pytest.approx(4 / 3)
+    assert difference.sd == pytest.approx(math.sqrt((1 / 9 + 64 / 9 + 49 / 9) / 2))
+    assert -1 <= difference.interval[0] < 4 / 3 < difference.interval[1] <= 4
+    none = paired_difference({1: 1.0}, {2: 1.0}, {}, {})
+    assert none.values == {} and math.isnan(none.mean) and math.isnan(none.interval[0])
+
+
+def test_the_interval_of_equal_differences_is_a_point():
+    assert bootstrap_interval(np.full((3, 200), 2.5)) == (2.5, 2.5)
+
+
+def test_two_seeds_that_disagree_give_an_interval_from_one_to_the_other():
+    # The mean of two draws from {0, 1} is 0, 1/2 or 1 with probability 1/4, 1/2, 1/4: both ends are beyond 2.5 %.
+    assert bootstrap_interval(np.array([[0.0], [1.0]]).repeat(1000, axis=1)) == (0, 1)
+    # Of six seeds one that differs is drawn k times with probability C(6, k) 5^(6 - k) / 6^6: 0 times 33 %, 4 times or
+    # more 0.9 %, 3 times or more 6 %.
+    assert bootstrap_interval(np.array([[6.0]] + 5 * [[0.0]]).repeat(20000, axis=1)) == (0, 3)
+
+
+def test_the_interval_of_a_single_seed_is_that_of_the_pictures():
+    assert bootstrap_interval(np.arange(1001.0)[None]) == pytest.approx((25, 975))
+    with_gaps = np.where(np.arange(1001) % 2, NAN, 7.0)[None]
+    assert bootstrap_interval(with_gaps) == (7, 7)
+    assert all(map(math.isnan, bootstrap_interval(np.full((2, 10), NAN))))
+
+
+def boxes(*rows):
+    return np.array(rows, dtype=np.float64).reshape(-1, 4)
+
+
+def test_average_precision_on_drawn_pictures_by_hand():
+    # Picture 0: a box that is found with score 0.9. Picture 1: a box that is missed, and a false alarm of score 0.95.
+    truth = GroundTruth(
+        [10, 11], ["car"], np.array([0, 1]), np.array([0, 0]), boxes([0, 0, 9, 9], [0, 0, 9, 9]), np.zeros(2, bool)
+    )
+    found = Detections(np.array([0, 1]), np.array([0, 0]), boxes([0, 0, 9, 9], [50, 50, 60, 60]), np.array([0.9, 0.95]))
+    drawn = np.array([[1, 1], [2, 0], [0, 2], [2, 1], [0, 0]])
+    ap = weighted_average_precision(match_class(truth, found, 0), drawn)
+    # Once each: precision 1/2 up to recall 1/2, 6 of the 11 points. Two and one: 2/3 up to 2/3, 7 points.
+    assert ap[:4] == pytest.approx([100 * 6 / 11 / 2, 100, 0, 100 * 7 / 11 * 2 / 3])
+    assert math.isnan(ap[4])
+
+
+def random_split(seed, pictures=12, boxes_per_class=20):
+    rng = np.random.default_rng(seed)
+    n = 3 * boxes_per_class
+    corner = rng.uniform(0, 80, (n, 2))
+    xyxy = np.concatenate([corner, corner + rng.uniform(5, 20, (n, 2))], axis=1)
+    image, category = rng.integers(pictures, size=n), np.repeat([0, 1, 3], boxes_per_class)
+    truth = GroundTruth(list(range(pictures)), list("abcd"), image, category, xyxy, rng.random(n) < 0.1)
+    jitter = np.repeat(xyxy, 3, axis=0) + rng.normal(0, 2, (3 * n, 4))
+    found = Detections(np.repeat(image, 3), np.repeat(category, 3), jitter, rng.random(3 * n).round(2))
+    return truth, found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_picture_drawn_once_gives_the_average_precision_of_the_evaluation(seed):
+    truth, found = random_split(seed)
+    once = np.ones((1, len(truth.image_ids)), dtype=np.int64)
+    ap = [weighted_average_precision(match_class(truth, found, c), once)[0] for c in range(4)]
+    np.testing.assert_allclose(ap, voc_average_precision(truth, found), rtol=1e-12)
+
+
+def test_a_picture_drawn_twice_counts_as_two_pictures():
+    truth, found = random_split(5)
+    drawn = np.ones((1, 12), dtype=np.int64)
+    drawn[0, 3] = 2
+    # The copy of picture 3 as a picture of its own, number 12, with the same boxes.
+    copy, again = truth.image == 3, found.image == 3
+    both = GroundTruth(
+        list(range(13)),
+        truth.classes,
+        np.concatenate([truth.image, np.full(copy.sum(), 12)]),
+        np.concatenate([truth.category, truth.category[copy]]),
+        np.concatenate([truth.xyxy, truth.xyxy[copy]]),
+        np.concatenate([truth.ignored, truth.ignored[copy]]),
+    )
+    found.score[:] = np.random.default_rng(0).permutation(len(found.score))  # no ties but those of the copy
+    twice = Detections(
+        np.concatenate([found.image, np.full(again.sum(), 12)]),
+        np.concatenate([found.category, found.category[again]]),
+        np.concatenate([found.xyxy, found.xyxy[again]]),
+        np.concatenate([found.score, found.score[again]]),
+    )
+    expected = voc_average_precision(both, twice)
+    for category in (0, 1, 3):
+        ap = weighted_average_precision(match_class(truth, found, category), drawn)[0]
+        assert ap == pytest.approx(expected[category])
+
+
+def test_resampling_does_not_depend_on_how_much_is_held_at_a_time(monkeypatch):
+    truth, found = random_split(6)
+    whole = resampled_average_precision(truth, found, 40, seed=1)
+    monkeypatch.setattr("soma_det.comparison.pictures.CHUNK", 1)
+    np.testing.assert_array_equal(resampled_average_precision(truth, found, 40, seed=1), whole)
+    assert whole.shape == (40, 4) and np.isnan(whole[:, 2]).all() and whole[:, 0].std() > 0
+
+
+def test_saved_detections_are_read_back_and_resampled_the_same_way_each_time(data, tmp_path):
+    tiny_cfg(data, tmp_path)
+    truth = load_ground_truth(NIGHT)
+    rows = [np.array([[10, 5, 30, 20, 0.5, 2], [1, 2, 3, 4, 0.25, 4]], dtype=np.float32), np.zeros((0, 6), np.float32)]
+    path = tmp_path / "detections.json"
+    save_predictions(path, truth.image_ids[:2], rows, NIGHT)
+    found = load_detections(NIGHT, truth, path)
+    assert found.image.tolist() == [0, 0] and found.category.tolist() == [2, 4]
+    assert found.xyxy.tolist() == [[10, 5, 30, 20], [1, 2, 3, 4]] and found.score.tolist() == [0.5, 0.25]
+    first, second = (resample_split(NIGHT, path, resamples=20) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    save_predictions(path, ["elsewhere"], rows[:1], NIGHT)
+    with pytest.raises(ValueError, match="(?s)'elsewhere'.*has changed since"):
+        load_detections(NIGHT, truth, path)
+
+
+# The list of runs
+
+
+def write_comparison(path, data, runs=None, **content):
+    """A comparison of the tiny detector; returns the file."""
+    words = options(data, path.parent / "unused", SOLVER__MAX_ITER=2, SOLVER__STEPS=[], SOLVER__CHECKPOINT_PERIOD=1)
+    shared = dict(zip(words[::2], words[1::2]))
+    del shared["OUTPUT_DIR"]
+    runs = runs or {"soma": {}, "biases": {"MODEL.ADAPTER.NAME": "biases", "MODEL.ADAPTER.RANK": 16}}
+    content = {"config": CONFIG, "options": shared, "seeds": [1, 2], "reference": "soma", "runs": runs, **content}
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def test_a_runs_own_settings_win_over_the_command_line_and_that_over_the_file(data, tmp_path):
+    path = write_comparison(tmp_path / "c.yaml", data, {"soma": {}, "rank1": {"MODEL.ADAPTER.RANK": 1}})
+    comparison = load_comparison(path, ["MODEL.ADAPTER.RANK", "3", "SOLVER.MAX_ITER", "9"])
+    runs = plan_runs(comparison, tmp_path / "out")
+    assert [(run.name, run.seed) for run in runs] == [("soma", 1), ("rank1", 1), ("soma", 2), ("rank1", 2)]
+    assert [run.cfg.MODEL.ADAPTER.RANK for run in runs[:2]] == [3, 1]
+    assert {run.cfg.SOLVER.MAX_ITER for run in runs} == {9}
+    assert [run.cfg.SEED for run in runs] == [1, 1, 2, 2]
+    assert runs[1].cfg.OUTPUT_DIR == str(tmp_path / "out" / "rank1" / "seed1")
+    only = load_comparison(path, seeds=[7], reference="rank1", only=["soma"])
+    assert [c.name for c in only.configurations] == ["soma", "rank1"] and only.seeds == (7,)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (dict(seeds=[1, 1]), "distinct seeds"),
+        (dict(seeds=[-1]), "distinct seeds from 0 on"),
+        (dict(reference="sora"), "no run 'sora'; it has soma, biases"),
+        (dict(rums={}), "unknown keys .'rums'."),
+        (dict(runs={"a/b": {}}), "'a/b' gives its folder its name"),
+        (dict(runs={"soma": ["x"]}), "write KEY: VALUE pairs"),
+        (dict(config="nowhere.yaml"), "nowhere.yaml, which does not exist"),
+        (dict(config=""), "has no config"),
+    ],
+)
+def test_a_wrong_comparison_file_is_explained(data, tmp_path, content, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        load_comparison(write_comparison(tmp_path / "c.yaml", data, **content))
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"SOLVER.MAX_ITER": 3}, "other and soma cannot be compared: SOLVER.MAX_ITER is 3 and 2"),
+        ({"MODEL.PYRAMID.OUT_CHANNELS": 16}, "MODEL.PYRAMID.OUT_CHANNELS"),
+        ({"DATASETS.TRAIN": ["tiny_night_sunny_train"]}, "other trains on tiny_night_sunny_train"),
+        ({"DATASETS.TRAIN": [CLEAR]}, f"other trains on {CLEAR}"),
+        ({"DATASETS.TEST": [CLEAR]}, "an unseen test set"),
+    ],
+)
+def test_runs_that_differ_in_more_than_the_adapter_or_see_unseen_weather_are_refused(data, tmp_path, settings, message):
+    path = write_comparison(tmp_path / "c.yaml", data, {"soma": {}, "other": settings})
+    with pytest.raises(SystemExit, match=message):
+        compare_adapters.main(["--config-file", str(path), "--output", str(tmp_path / "out")], train=None)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=[path.stem for path in COMPARISONS])
+def test_every_comparison_file_can_be_compared(path):
+    runs = plan_runs(load_comparison(path, seeds=[1]), "output/comparison")
+    for run in runs:
+        register_from_config(run.cfg)
+    require_comparable({run.name: run.cfg for run in runs})
+
+
+def test_the_comparison_on_generated_scenes_has_every_adapter():
+    runs = plan_runs(load_comparison(ROOT / "configs" / "comparison" / "synthdrive.yaml", seeds=[1]), "output")
+    assert set(ADAPTERS) == {run.cfg.MODEL.ADAPTER.NAME for run in runs}
+
+
+def test_pyramid_and_head_start_alike_with_every_adapter(data, tmp_path):
+    states = []
+    for name in ("frozen", "soma", "lora", "rein"):
+        rank = 16 if name == "frozen" else 2
+        torch.manual_seed(1)
+        model = build_model(tiny_cfg(data, tmp_path, MODEL__ADAPTER__NAME=name, MODEL__ADAPTER__RANK=rank))
+        states.append({k: v for k, v in model.state_dict().items() if not k.startswith("backbone.vit.")})
+    for state in states[1:]:
+        assert state.keys() == states[0].keys()
+        for key, value in state.items():
+            assert torch.equal(value, states[0][key]), key
+
+
+def test_trainable_parameters_by_hand(data, tmp_path):
+    # test_vit: width 64, MLP 192. In each block q, k, v and proj (64 x 64), fc1 and fc2 (64 x 192), each at rank 2.
+    cfg = tiny_cfg(data, tmp_path)
+    layers = 2 * (4 * (64 + 64) + 2 * (64 + 192))
+    biases = 4 * 64 + 192 + 64
+    depth = len(build_model(cfg).backbone.vit.model.blocks)
+    counts = count_trainable(cfg)
+    assert counts["adapter"] == (depth - 2) * (layers + biases)
+    frozen = count_trainable(tiny_cfg(data, tmp_path, MODEL__ADAPTER__NAME="frozen", MODEL__ADAPTER__RANK=16))
+    assert frozen == {"adapter": 0, "all": counts["all"] - counts["adapter"]}
+
+
+def test_the_order_of_the_public_code_keeps_the_pretrained_weight_and_adds_components_of_a_random_one():
+    vit = timm.create_model("test_vit", num_classes=0)
+    pretrained = vit.blocks[2].mlp.fc1.weight.detach().clone()
+    inject_adapter(vit, "soma", [2], rank=4, order="decompose_first", seed=3)
+    layer = vit.blocks[2].mlp.fc1
+    assert torch.allclose(layer.residual, pretrained, atol=1e-7)
+    change = (layer.weight - pretrained).detach()
+    # Minor components of noise with a deviation of 0.02: there, but far smaller than the noise.
+    assert torch.linalg.matrix_rank(change, rtol=1e-3) == 4 and 1e-4 < change.std() < 0.02 / 2
+    assert layer.a.requires_grad and layer.b.requires_grad and layer.bias.requires_grad
+    assert not layer.residual.requires_grad
+    with pytest.raises(ValueError, match="MODEL.ADAPTER.SOMA.ORDER is 'late'"):
+        inject_adapter(timm.create_model("test_vit", num_classes=0), "soma", [2], rank=4, order="late")
+
+
+# The report
+
+
+def result(clear, per_class):
+    return {
+        "bbox": {"AP": clear / 2, **{f"AP-{name}": ap / 2 for name, ap in per_class.items()}},
+        "voc": {"AP50": clear, **{f"AP50-{name}": ap for name, ap in per_class.items()}},
+        "boxes": {"car": 5, "bus": 1},
+        "images": {"count": 3},
+    }
+
+
+def finished(cfg, tmp_path, name, seed, clear, night):
+    """A run that scored the same for all classes on clear days, and 10 less for buses than for cars at night."""
+    results = {
+        CLEAR: result(clear, {"car": clear, "bus": clear}),
+        NIGHT: result(night, {"car": night + 5, "bus": night - 5}),
+    }
+    resampled = {CLEAR: np.full((20, 2), clear), NIGHT: np.tile([night + 5.0, night - 5.0], (20, 1))}
+    record = {
+        "arguments": ["--config-file", "a.yaml", "--resume", "MODEL.ADAPTER.NAME", name, "SEED", str(seed)],
+        "trainable_parameters": {"adapter": 1000, "all": 2000},
+        "seconds_per_iteration": 0.1 * seed,
+        "peak_memory_mb": 100.0 * seed,
+        "seconds": 1.0,
+    }
+    return Finished(Run(name, seed, (), tmp_path / name / f"seed{seed}", cfg), record, results, resampled)
+
+
+@pytest.fixture
+def trained(data, tmp_path):
+    cfg = tiny_cfg(data, tmp_path)
+    scores = {
+        ("soma", 1): (60.0, 30.0),
+        ("soma", 2): (64.0, 34.0),
+        ("lora", 1): (61.0, 29.0),
+        ("lora", 2): (65.0, 31.0),
+    }
+    return [finished(cfg, tmp_path, *key, *values) for key, values in scores.items()]
+
+
+def comparison_of(names, classes=()):
+    return Comparison(tuple(Configuration(name, "a.yaml", ()) for name in names), (1, 2), "soma", tuple(classes))
+
+
+def test_the_report_holds_the_numbers_of_all_runs(trained, tmp_path):
+    text = write_report(tmp_path, comparison_of(["soma", "lora"]), trained, {}, [], {"date": "today"})
+    content = json.loads((tmp_path / "results.json").read_text())
+    soma = content["scores"]["voc_AP50"]["soma"]
+    assert soma["unseen"]["mean"] == 32 and soma["unseen"]["sd"] == pytest.approx(math.sqrt(8))
+    assert soma[CLEAR] == {"values": {"1": 60, "2": 64}, "mean": 62, "sd": pytest.approx(math.sqrt(8))}
+    assert soma["relative"]["mean"] == pytest.approx(100 * (30 / 60 + 34 / 64) / 2)
+    assert content["scores"]["coco_AP"]["soma"]["unseen"]["mean"] == 16
+    difference = content["differences"]["lora"]["unseen"]
+    assert difference["values"] == {"1": -1, "2": -3} and difference["mean"] == -2
+    assert difference["sd"] == pytest.approx(math.sqrt(2)) and difference["interval"] == [-3, -1]
+    assert content["per_class"]["lora"]["bus"]["mean"] == 25
+    cost = content["configurations"]["soma"]
+    assert cost["seconds_per_iteration"] == pytest.approx(0.15) and cost["peak_memory_mb"] == 200
+    assert "32.0 ± 2.8" in text and "-2.0 [-3.0, -1.0]" in text and "0 of 2" in text
+    markdown = (tmp_path / "results.md").read_text()
+    assert (
+        "no checkpoint\n  was chosen" in markdown and "2 seeds are few" in markdown and "Not complete" not in markdown
+    )
+    assert "- lora: `MODEL.ADAPTER.NAME lora`" in markdown and "- all: `--config-file a.yaml`" in markdown
+    assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_scores_over_chosen_classes_are_their_mean_in_table_and_interval(trained, tmp_path):
+    write_report(tmp_path, comparison_of(["soma", "lora"], ["car"]), trained, {}, [], {})
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["scores"]["voc_AP50"]["soma"]["unseen"]["mean"] == 37
+    assert content["scores"]["coco_AP"]["lora"]["unseen"]["mean"] == 17.5
+    assert content["differences"]["lora"]["unseen"]["interval"] == [-3, -1]
+    assert "VOC AP50 of car" in (tmp_path / "results.md").read_text()
+
+
+def test_a_report_of_one_run_leaves_out_what_takes_more(trained, tmp_path):
+    write_report(tmp_path, comparison_of(["soma", "lora"]), trained[2:3], {}, [trained[0].run], {})
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["differences"] == {} and content["scores"]["voc_AP50"]["lora"]["unseen"]["sd"] is None
+    assert "not trained yet: soma, seed 1" in (tmp_path / "results.md").read_text()
+
+
+def test_runs_tested_on_different_boxes_are_not_put_side_by_side(trained, tmp_path):
+    trained[3].results[NIGHT]["boxes"] = {"car": 6, "bus": 1}
+    with pytest.raises(ValueError, match="(?s)lora, seed 2 and soma, seed 1 were tested on different data.*delete"):
+        write_report(tmp_path, comparison_of(["soma", "lora"]), trained, {}, [], {})
+
+
+# Training
+
+
+class TrainHere:
+    """Trains in this process, which spares the start of a new one; notes what, and can be interrupted or fail."""
+
+    def __init__(self, interrupt_at=None, fail=()):
+        self.trained, self.interrupt_at, self.fail = [], interrupt_at, fail
+
+    def __call__(self, arguments, log):
+        name = log.parent.parent.name
+        if len(self.trained) == self.interrupt_at:
+            raise KeyboardInterrupt
+        self.trained.append((name, int(log.parent.name.removeprefix("seed"))))
+        if name in self.fail:
+            log.write_text("Traceback\nRuntimeError: out of luck\n\n")
+            return Exit(1)
+        train_net.main(train_net.parse_args(list(arguments)))
+        return Exit(0, 512.0)
+
+
+def compare(path, output, train, *words):
+    return compare_adapters.main(["--config-file", str(path), "--output", str(output), *words], train=train)
+
+
+def test_a_comparison_goes_on_after_an_interruption_skips_what_is_done_and_refuses_changes(data, tmp_path, capsys):
+    path, output = write_comparison(tmp_path / "c.yaml", data), tmp_path / "out"
+    first = TrainHere(interrupt_at=3)
+    assert compare(path, output, first) == 130
+    assert first.trained == [("soma", 1), ("biases", 1), ("soma", 2)]
+    assert "not trained yet: biases, seed 2" in (output / "results.md").read_text()
+    second = TrainHere()
+    assert compare(path, output, second) == 0
+    assert second.trained == [("biases", 2)]
+    content = json.loads((output / "results.json").read_text())
+    assert content["missing"] == content["failed"] == []
+    assert list(content["scores"]["voc_AP50"]) == ["soma", "biases"]
+    assert list(content["differences"]["biases"]["unseen"]["values"]) == ["1", "2"]
+    assert content["configurations"]["soma"]["peak_memory_mb"] == 512
+    assert not list(output.rglob("*.pth")) and not list(output.rglob("last_checkpoint"))
+    third = TrainHere()
+    assert compare(path, output, third) == 0 and third.trained == []
+    assert "VOC AP50 minus that of soma" in capsys.readouterr().out
+    with pytest.raises(
+        SystemExit, match=r"(?s)was trained with SOLVER.BASE_LR 0.0002, where now it is 0.1.*another --output"
+    ):
+        compare(path, output, third, "SOLVER.BASE_LR", "0.1")
+    assert third.trained == []
+
+
+def test_a_failed_run_is_reported_with_its_log_and_the_others_go_on(data, tmp_path, capsys):
+    path, output = write_comparison(tmp_path / "c.yaml", data, seeds=[1]), tmp_path / "out"
+    assert compare(path, output, TrainHere(fail=["soma"]), "--keep-checkpoints") == 1
+    failure = json.loads((output / "results.json").read_text())["failed"][0]
+    assert failure["run"] == "soma, seed 1" and failure["log"].endswith("soma/seed1/train.log")
+    assert "RuntimeError: out of luck" in failure["why"]
+    assert "FAILED soma, seed 1" in capsys.readouterr().out
+    assert (output / "biases" / "seed1" / "model_final.pth").is_file()
+    again = TrainHere()
+    assert compare(path, output, again) == 0 and again.trained == [("soma", 1)]
+
+
+def test_a_run_evaluated_but_not_recorded_is_evaluated_again_and_not_trained(data, tmp_path):
+    path, output = write_comparison(tmp_path / "c.yaml", data, {"soma": {}}, seeds=[1]), tmp_path / "out"
+    assert compare(path, output, TrainHere(), "--keep-checkpoints") == 0
+    folder = output / "soma" / "seed1"
+    lines, scores = (folder / "metrics.json").read_text(), (folder / "results.json").read_text()
+    (folder / "run.json").unlink()
+    assert compare(path, output, TrainHere(), "--keep-checkpoints") == 0
+    new = [json.loads(line) for line in (folder / "metrics.json").read_text()[len(lines) :].splitlines()]
+    assert not any("total_loss" in line for line in new)
+    assert json.loads((folder / "results.json").read_text())["results"] == json.loads(scores)["results"]
+
+
+def test_other_pretrained_weights_under_the_same_name_are_noticed(data, tmp_path):
+    weights = tmp_path / "vit.pth"
+    weights.write_bytes(b"the first")
+    run = Run("soma", 1, (), tmp_path / "soma" / "seed1", tiny_cfg(data, tmp_path, MODEL__VIT__WEIGHTS=str(weights)))
+    run.folder.mkdir(parents=True)
+    (run.folder / "config.yaml").write_text(run.cfg.dump())
+    (run.folder / "run.json").write_text(json.dumps({"weights_sha256": hashlib.sha256(b"the first").hexdigest()}))
+    require_unchanged(run)
+    weights.write_bytes(b"the second")
+    with pytest.raises(ValueError, match="(?s)other content of .*vit.pth.*delete"):
+        require_unchanged(run)
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(data, tmp_path):
+    run = Run("soma", 1, (), tmp_path / "soma" / "seed1", tiny_cfg(data, tmp_path))
+    run.folder.mkdir(parents=True)
+    with (run.folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "another process is training" in train_one(run, TrainHere())
+
+
+def test_a_training_process_reports_exit_code_and_peak_memory_and_logs_its_command(tmp_path):
+    code = "import sys, time; b'1' * (200 << 20); time.sleep(0.8); print('said', sys.argv[1]); sys.exit(3)"
+    exit = TrainingProcess([sys.executable, "-c", code])(["MODEL.X 1"], tmp_path / "log")
+    assert exit.code == 3 and 200 < exit.peak_memory_mb < 300
+    log = (tmp_path / "log").read_text()
+    assert "'MODEL.X 1'\n" in log and "said MODEL.X 1" in log
+
+
+def test_an_interrupt_reaches_the_training_once_and_waits_until_it_has_saved(tmp_path):
+    code = """
+import signal, sys, time
+count = 0
+def note(number, frame):
+    global count
+    count += 1
+signal.signal(signal.SIGINT, note)
+print("ready", flush=True)
+while not count:
+    time.sleep(0.01)
+time.sleep(0.3)
+print("saved after", count, flush=True)
+sys.exit(130)
+"""
+    log, train = tmp_path / "log", TrainingProcess([sys.executable, "-c", code])
+
+    def interrupt():
+        while not (log.exists() and "\nready" in log.read_text()):
+            threading.Event().wait(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        train([], log)
+    thread.join()
+    assert log.read_text().endswith("saved after 1\n")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.slow
+def test_the_tool_trains_in_processes_of_their_own(data, tmp_path, capsys):
+    path = write_comparison(tmp_path / "c.yaml", data, seeds=[1])
+    assert compare_adapters.main(["--config-file", str(path), "--output", str(tmp_path / "out")]) == 0
+    record = json.loads((tmp_path / "out" / "soma" / "seed1" / "run.json").read_text())
+    assert record["peak_memory_mb"] > 100 and record["trainable_parameters"]["adapter"] > 0
+    assert "tools/train_net.py" in (tmp_path / "out" / "soma" / "seed1" / "train.log").read_text()
+
+
+def test_help_has_examples(capsys):
+    with pytest.raises(SystemExit):
+        compare_adapters.parse_args(["--help"])
+    assert "configs/comparison/synthdrive.yaml --output" in capsys.readouterr().out

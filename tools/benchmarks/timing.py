@@ -1,0 +1,90 @@
+"""Times contestants in turn, in one process, so that whatever else the machine does hits all of them alike."""
+
+import random
+import statistics
+import time
+from dataclasses import dataclass, field
+from typing import Callable, Mapping, Sequence
+
+import torch
+
+Part = tuple[str, Callable[[], object]]
+
+
+@dataclass
+class Timing:
+    """Seconds of every round.
+
+    Attributes:
+        wall: by the clock.
+        cpu: of all threads of this process; less sensitive to what other processes do.
+    """
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        """Median by the clock, seconds."""
+        return statistics.median(self.wall)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """The lower and the upper quartile by the clock, seconds."""
+        if len(self.wall) < 2:
+            return self.median, self.median
+        low, _, high = statistics.quantiles(self.wall, n=4, method="inclusive")
+        return low, high
+
+    @property
+    def cpu_median(self) -> float:
+        """Median of the CPU time, seconds."""
+        return statistics.median(self.cpu)
+
+
+def interleave(
+    contestants: Mapping[str, Sequence[Part]], rounds: int, warmup: int = 1, device: str = "cpu", seed: int = 0
+) -> dict[str, dict[str, Timing]]:
+    """Run every contestant once a round, in a new order each round, and time its parts.
+
+    Args:
+        contestants: name -> parts (name, function), which are run one after the other.
+        rounds, warmup: rounds that count, and rounds before them that do not.
+        device: "cuda" waits for the GPU before each look at the clock.
+
+    Returns:
+        contestant -> part -> timing.
+    """
+    timings = {name: {part: Timing() for part, _ in parts} for name, parts in contestants.items()}
+    order, shuffle = list(contestants), random.Random(seed).shuffle
+    for number in range(warmup + rounds):
+        shuffle(order)
+        for name in order:
+            for part, function in contestants[name]:
+                wall, cpu = _measure(function, device)
+                if number >= warmup:
+                    timings[name][part].wall.append(wall)
+                    timings[name][part].cpu.append(cpu)
+    return timings
+
+
+def ratio(timing: Timing, to: Timing) -> float:
+    """How much longer one takes than the other: the median over rounds of the quotient by the clock.
+
+    The two of a round are neighbors in time, so that a slow spell of the machine cancels out.
+    """
+    return statistics.median(a / b for a, b in zip(timing.wall, to.wall, strict=True))
+
+
+def cpu_ratio(timing: Timing, to: Timing) -> float:
+    """As :func:`ratio`, by CPU time."""
+    return statistics.median(a / b for a, b in zip(timing.cpu, to.cpu, strict=True))
+
+
+def _measure(function: Callable[[], object], device: str) -> tuple[float, float]:
+    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+    synchronize()
+    wall, cpu = time.perf_counter(), time.process_time()
+    function()
+    synchronize()
+    return time.perf_counter() - wall, time.process_time() - cpu
