@@ -24,7 +24,7 @@ $(STAMP):
 	@rm -f .venv/.soma_det-* && touch $@
 
 test: setup
-	$(PYTHON) -m pytest tests
+	$(PYTHON) -m pytest tests --numprocesses auto --dist loadfile
 
 # Each step goes on where an interrupted one stopped.
 demo: setup

@@ -48,5 +48,5 @@ setup(
         "termcolor>=2.4",
         "setuptools<81",  # Detectron2's model zoo imports pkg_resources
     ],
-    extras_require={"peft": ["peft>=0.21"], "test": ["pytest>=8"]},
+    extras_require={"peft": ["peft>=0.21"], "test": ["pytest>=8", "pytest-xdist>=3.5"]},
 )

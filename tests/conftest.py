@@ -1,7 +1,6 @@
+import logging
 import os
 import tempfile
-
-import logging
 
 import pytest
 import torch
@@ -11,7 +10,8 @@ import soma_det  # noqa: F401  (first: makes Detectron2 importable)
 
 def pytest_configure(config):
     os.environ["SOMA_DET_CACHE"] = os.path.join(tempfile.gettempdir(), "soma_det_tests")  # not the user's own cache
-    torch.set_num_threads(2)
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
 
 
 @pytest.fixture(autouse=True)
