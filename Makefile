@@ -7,7 +7,7 @@ BASE_PYTHON ?= python3
 SHELL := /bin/bash
 STAMP := .venv/.soma_det-$(shell cat requirements/*.txt setup.py tools/setup_env.sh | cksum | cut -d' ' -f1)
 
-.PHONY: help setup test test-all demo clean
+.PHONY: help setup test demo clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -24,7 +24,7 @@ $(STAMP):
 	@rm -f .venv/.soma_det-* && touch $@
 
 test: setup
-	$(PYTHON) -m pytest tests --numprocesses auto --dist loadfile
+	$(PYTHON) -m pytest tests --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # Each step goes on where an interrupted one stopped.
 demo: setup
