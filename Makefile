@@ -1,5 +1,6 @@
 # make demo   generate data, train, evaluate in every weather, draw
 # make test   the test suite
+# make benchmark   the CPU rows of docs/performance.md
 # Both make the environment first, in .venv, unless PYTHON names one that is ready: make test PYTHON=python3
 
 PYTHON ?= .venv/bin/python
@@ -7,7 +8,7 @@ BASE_PYTHON ?= python3
 SHELL := /bin/bash
 STAMP := .venv/.soma_det-$(shell cat requirements/*.txt setup.py tools/setup_env.sh | cksum | cut -d' ' -f1)
 
-.PHONY: help setup test demo clean
+.PHONY: help setup test demo benchmark clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -33,6 +34,15 @@ demo: setup
 	$(PYTHON) tools/visualize.py --config-file configs/demo.yaml --weights output/demo/model_final.pth \
 	    --contact-sheet --count 3 --output output/demo
 	@echo 'Look at output/demo: results.md, results.png, contact_sheet.png'
+
+benchmark: setup
+	$(PYTHON) tools/benchmark.py train --vit ti --pixels 256 --rounds 30 --output output/benchmark/train_ti.json
+	$(PYTHON) tools/benchmark.py train --output output/benchmark/train_s.json
+	$(PYTHON) tools/benchmark.py train --detector --vit ti --pixels 256 --rounds 5 --output output/benchmark/train_detector.json
+	$(PYTHON) tools/benchmark.py infer
+	$(PYTHON) tools/benchmark.py init
+	$(PYTHON) tools/benchmark.py data
+	$(PYTHON) tools/benchmark.py eval
 
 clean:
 	rm -rf output datasets/synthdrive build *.egg-info

@@ -227,27 +227,21 @@ def _without_autocast(device: str) -> ContextManager:
 
 def _gradients(grad_y: Tensor, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, needed: Sequence[bool]) -> tuple:
     """Of x, residual, a, b and bias, None for those that are not needed and for the frozen residual."""
-    parts, _, d_in = a.shape
+    parts, rank, d_in = a.shape
     rows_x, rows_y = x.reshape(-1, d_in), grad_y.reshape(-1, weight.shape[0])
-    by_part = rows_y.chunk(parts, dim=1)  # of (N, out / parts) each
+    by_part = rows_y.view(-1, parts, b.shape[1]).transpose(0, 1)  # (parts, N, out / parts)
     grad_x = grad_a = grad_b = grad_bias = None
     if needed[0]:
         grad_x = (rows_y @ weight).view_as(x)
     if needed[2]:
-        h = [y @ part for y, part in zip(by_part, b.to(x.dtype))]
-        grad_a = (_join(h, 1).T @ rows_x).view_as(a).to(a.dtype)
+        h = torch.bmm(by_part, b.to(x.dtype))  # (parts, N, rank)
+        grad_a = torch.bmm(h.transpose(1, 2), rows_x.expand(parts, -1, -1)).to(a.dtype)
     if needed[3]:
-        z = a.to(x.dtype).view(-1, d_in) @ rows_x.T  # (parts * rank, N)
-        transposed = _join([part @ y for part, y in zip(z.chunk(parts), by_part)], 0)  # (parts * rank, out / parts)
-        grad_b = transposed.view(parts, -1, transposed.shape[1]).transpose(1, 2).to(b.dtype)
+        z = (a.to(x.dtype).view(-1, d_in) @ rows_x.T).view(parts, rank, len(rows_x))
+        grad_b = torch.bmm(z, by_part).transpose(1, 2).to(b.dtype)
     if needed[4]:
         grad_bias = rows_y.sum(0)
     return grad_x, None, grad_a, grad_b, grad_bias
-
-
-def _join(tensors: list[Tensor], dim: int) -> Tensor:
-    """Concatenated, without the copy where there is only one."""
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
 
 
 def inject_soma(

@@ -1,11 +1,13 @@
 """Scores detections on one split: COCO's average precisions and VOC's 11-point AP, from one pass over the pictures."""
 
+import contextlib
+import gc
 import itertools
 import json
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -148,7 +150,8 @@ def coco_average_precision(truth: GroundTruth, detections: Detections) -> np.nda
         (len(truth.classes), 6) float64, 0 to 100; NaN where a class has no ground truth (of that size).
     """
     images = [{"id": i} for i in range(1, len(truth.image_ids) + 1)]
-    return np.stack([_coco_class_ap(truth, detections, c, images) for c in range(len(truth.classes))])
+    with _garbage_collection_paused():
+        return np.stack([_coco_class_ap(truth, detections, c, images) for c in range(len(truth.classes))])
 
 
 def save_predictions(
@@ -207,6 +210,18 @@ def _coco_class_ap(truth: GroundTruth, detections: Detections, category: int, im
     per_threshold = np.where(precision < 0, np.nan, 100 * precision).mean(axis=1)  # (thresholds, areas)
     overall = per_threshold.mean(axis=0)
     return np.array([overall[0], per_threshold[0, 0], per_threshold[5, 0], *overall[1:]])
+
+
+@contextlib.contextmanager
+def _garbage_collection_paused() -> Iterator[None]:
+    """COCO wants a dict for each box; while they are made, the collector would walk over all of them again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _coco_annotations(image: np.ndarray, xyxy: np.ndarray, **extra: np.ndarray) -> list[dict]:
