@@ -260,6 +260,7 @@ def test_runs_that_differ_in_more_than_the_adapter_or_see_unseen_weather_are_ref
 @pytest.mark.parametrize("path", COMPARISONS, ids=[path.stem for path in COMPARISONS])
 def test_every_comparison_file_can_be_compared(path):
     runs = plan_runs(load_comparison(path, seeds=[1]), "output/comparison")
+    assert len(runs) >= 10
     for run in runs:
         register_from_config(run.cfg)
     require_comparable({run.name: run.cfg for run in runs})
