@@ -19,7 +19,8 @@ def _clean_catalogs():
     for name in set(DatasetCatalog) - before:
         DatasetCatalog.remove(name)
         MetadataCatalog.pop(name, None)
-    catalog._registered.clear()
+    for name in set(catalog._registered) - before:
+        del catalog._registered[name]
 
 
 @pytest.fixture
