@@ -11,12 +11,16 @@ import pytest
 import torch
 
 import soma_det  # noqa: F401  (makes detectron2 importable)
+from soma_det.data.synthdrive.scene import render_departures, render_scene
 from soma_det.modeling.vit import create_timm_vit
-from soma_det.pretraining.masked import MaskedAutoencoder, _windows
+from soma_det.pretraining.encoder import grid_windows
+from soma_det.pretraining.masked import MaskedAutoencoder
 from soma_det.pretraining.mimetic import _factors, mimetic_init
+from soma_det.pretraining.motion import departed, object_targets
+from soma_det.pretraining.moving import MovingObjects
 from soma_det.pretraining.objectives import hog, normalized_pixels, patchify
-from soma_det.pretraining.pictures import PictureStream, find_pictures
-from soma_det.pretraining.render import render_pair, render_pairs
+from soma_det.pretraining.pictures import MOMENTS, PictureStream, find_pictures
+from soma_det.pretraining.render import render_all, render_moments
 from soma_det.pretraining.training import CHECKPOINT, WEIGHTS, Pretraining, build_optimizer, learning_rate
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
@@ -47,13 +51,45 @@ def pictures(tmp_path) -> Path:
     return tmp_path / "pictures"
 
 
+@pytest.fixture
+def moments(pictures) -> Path:
+    """The eight pictures with a white square that leaves, then a gray bar, then nothing; seen darker in "weather"."""
+    for path in find_pictures(pictures):
+        nothing = cv2.imread(str(path)) // 4
+        bar, both = nothing.copy(), nothing.copy()
+        bar[4:36, 60:70] = both[4:36, 60:70] = 130
+        both[10:30, 20:40] = 255
+        for folder, picture in zip(("weather", *MOMENTS), (both // 2, both, bar, nothing)):
+            target = pictures.parent / "place" / folder / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(target), picture)
+    return pictures.parent / "place"
+
+
+def plain_stream(pictures: Path, companions=(), **options) -> PictureStream:
+    """Crops of 32 x 32 whose targets are their companions, and noise."""
+
+    def prepare(_crop, others, rng):
+        return {"noise": rng.random(4, dtype=np.float32), "others": np.array(others)}
+
+    return PictureStream(pictures, prepare, companions, crop_size=(32, 32), **options)
+
+
+def same(one, two) -> bool:
+    """Whether two batches are equal."""
+    arrays = (one.targets | {"p": one.pictures, "q": one.places}), (two.targets | {"p": two.pictures, "q": two.places})
+    return all(np.array_equal(arrays[0][name], arrays[1][name]) for name in arrays[0])
+
+
 def tiny_run(
     pictures: Path, output: Path, steps: int = 8, seed: int = 0, target: str = "hog", **options
 ) -> Pretraining:
     torch.manual_seed(seed)
     vit = create_timm_vit("test_vit", "", 16, SIZE)
-    stream = PictureStream(pictures, batch=4, crop_size=(32, 32), scales=(0.8, 1.2), seed=seed)
-    model = MaskedAutoencoder(vit, target, 0.5, width=16, depth=1)
+    moving = target == "moving"
+    model = MovingObjects(vit) if moving else MaskedAutoencoder(vit, target, 0.5, width=16, depth=1)
+    root, moments = (pictures / "weather", [pictures / m for m in MOMENTS]) if moving else (pictures, [])
+    stream = PictureStream(root, model.prepare, moments, batch=4, crop_size=(32, 32), scales=(0.8, 1.2), seed=seed)
     options = {"steps": steps, "warmup": 2, "precision": "float32", **options}
     return Pretraining(model, stream, output, {"seed": seed, "steps": steps}, **options)
 
@@ -100,7 +136,7 @@ def test_hog_of_an_even_picture_is_nothing():
 
 def test_a_window_of_the_grid_lies_where_the_crop_does():
     corners = torch.tensor([[0.0, 0.0], [0.999, 0.999]])
-    first, last = _windows((3, 4), (2, 2), corners)
+    first, last = grid_windows((3, 4), (2, 2), corners)
     assert first.tolist() == [0, 1, 4, 5]
     assert last.tolist() == [6, 7, 10, 11]
 
@@ -108,24 +144,96 @@ def test_a_window_of_the_grid_lies_where_the_crop_does():
 # The autoencoder
 
 
-def test_hidden_patches_do_not_reach_the_vit():
+def test_hidden_patches_do_not_reach_the_prediction():
     torch.manual_seed(0)
     model = MaskedAutoencoder(create_timm_vit("test_vit", "", 16, SIZE), "pixels", 0.5, width=16, depth=1).eval()
-    picture, noise = torch.rand(1, 3, 32, 64), torch.arange(8.0)[None]  # patches 0 to 3, the upper row, are seen
+    picture = 255 * torch.rand(1, 3, 32, 64)
+    window, seen = model.windows(picture, torch.zeros(1, 2)), torch.arange(4)[None]  # of 8, the upper row
     changed = picture.clone()
     changed[:, :, 16:] = 0.0
-    losses = [model(p, picture, torch.zeros(1, 2), noise).item() for p in (picture, changed)]
-    assert losses[0] == losses[1]
+    assert torch.equal(model.encode(picture, window, seen), model.encode(changed, window, seen))
     changed[:, :, :16] = 0.0
-    assert model(changed, picture, torch.zeros(1, 2), noise).item() != losses[0]
+    assert not torch.equal(model.encode(picture, window, seen), model.encode(changed, window, seen))
 
 
-def test_with_every_patch_seen_the_encoder_is_the_vit_itself():
-    model = MaskedAutoencoder(create_timm_vit("test_vit", "", 16, SIZE), "pixels", width=16, depth=1).eval()
-    picture, everything = torch.randn(2, 3, *SIZE), torch.arange(8).expand(2, -1)
+def test_the_encoder_is_the_vit_itself():
+    model = MovingObjects(create_timm_vit("test_vit", "", 16, SIZE)).eval()
+    picture = 255 * torch.rand(2, 3, *SIZE)
     with torch.no_grad():
-        encoded = model._encode(picture, everything, everything)
-        torch.testing.assert_close(encoded, model.vit.forward_features(picture), atol=1e-5, rtol=1e-5)
+        encoded = model.encode(picture, model.windows(picture, torch.zeros(2, 2)))
+        normalized = (picture - torch.tensor([[123.675, 116.28, 103.53]]).view(3, 1, 1)) / torch.tensor(
+            [[58.395, 57.12, 57.375]]
+        ).view(3, 1, 1)
+        expected = model.vit.forward_features(normalized)[:, model.vit.num_prefix_tokens :]
+        torch.testing.assert_close(encoded, expected, atol=1e-5, rtol=1e-5)
+
+
+# What comes and goes
+
+
+def place(*boxes: tuple[int, int, int, int]) -> np.ndarray:
+    """A gray picture 32 x 64 with a white rectangle in each XYXY box."""
+    picture = np.full((32, 64, 3), 90, np.uint8)
+    for x0, y0, x1, y1 in boxes:
+        picture[y0:y1, x0:x1] = 255
+    return picture
+
+
+def test_what_departed_is_found_with_its_box():
+    left, right = (8, 8, 24, 20), (40, 4, 52, 28)
+    ((box, mask),) = departed(place(left, right), place(right))
+    assert np.abs(np.subtract(box, left)).max() <= 1  # the pictures are smoothed a little
+    assert mask.mean() > 0.95  # without its corners
+    assert not list(departed(place(left), place(left)))
+    assert not list(departed(place((8, 8, 11, 11)), place()))  # too small to be more than noise
+
+
+def test_objects_that_touch_are_told_apart_when_they_leave_one_by_one():
+    near, far = (8, 8, 24, 24), (24, 8, 40, 24)
+    both, one, none = place(near, far), place(far), place()
+    assert len(list(departed(both, none))) == 1
+    assert len([*departed(both, one), *departed(one, none)]) == 2
+
+
+def test_targets_of_one_object_are_as_worked_out_by_hand():
+    """A rectangle over the whole second patch of the upper row and half of the third, in patches of 16 pixels."""
+    targets = object_targets([place((16, 0, 40, 16)), place()], 16)
+    assert targets["covered"].tolist() == [False, True, True, False, False, False, False, False]
+    cover = targets["cover"].reshape(8, 4, 4)
+    np.testing.assert_allclose(cover[1], 1.0)
+    np.testing.assert_allclose(cover[2], [[1, 1, 0.25, 0]] * 4)  # smoothing moves the border by one pixel
+    assert cover[3:].max() <= 0.25
+    # The box is 15..41 x 0..17 with the pixel that smoothing adds; the center of patch 2 lies at (40, 8).
+    signs = np.log1p(np.array([25, 8, 1, 9]) / 8)
+    np.testing.assert_allclose(targets["extent"][2], signs, rtol=1e-6)
+    assert targets["portrait"][1].mean() > 200 and targets["portrait"][0].max() == 0
+
+
+def test_a_patch_outside_its_objects_box_has_a_negative_distance():
+    targets = object_targets([place((2, 2, 6, 30)), place()], 16)
+    assert targets["covered"][0]
+    left, top, right, bottom = targets["extent"][0]
+    assert left > 0 and right < 0 and top > 0 and bottom > 0  # the center, x = 8, is right of the object
+
+
+def test_each_loss_of_moving_objects_reaches_the_vit(moments, tmp_path):
+    run = tiny_run(moments, tmp_path / "out", target="moving")
+    batch = run.stream.batch(0)
+    targets = {name: torch.from_numpy(array) for name, array in batch.targets.items()}
+    pictures = torch.from_numpy(batch.pictures).permute(0, 3, 1, 2).float()
+    for name, loss in run.model(pictures, torch.from_numpy(batch.places), **targets).items():
+        (gradient,) = torch.autograd.grad(loss, run.model.vit.blocks[0].attn.qkv.weight, retain_graph=True)
+        assert gradient.abs().max() > 0, name
+
+
+def test_an_empty_street_gives_finite_losses():
+    model = MovingObjects(create_timm_vit("test_vit", "", 16, SIZE))
+    targets = {n: torch.from_numpy(a)[None] for n, a in object_targets([place(), place()], 16).items()}
+    losses = model(torch.zeros(1, 3, 32, 64), torch.zeros(1, 2), **targets)
+    assert losses["loss_extent"] == losses["loss_portrait"] == 0 < losses["loss_cover"]
+
+
+# How it starts
 
 
 def test_mimetic_attention_starts_at_similar_tokens_and_away_from_the_value():
@@ -175,24 +283,24 @@ def test_a_folder_without_pictures_is_an_error(tmp_path):
 
 
 def test_a_batch_depends_on_seed_and_position_alone(pictures):
-    one, two = (PictureStream(pictures, batch=4, crop_size=(32, 32), seed=3) for _ in range(2))
+    one, two = (plain_stream(pictures, batch=4, seed=3) for _ in range(2))
     one.batch(0), one.batch(7)
-    assert all(np.array_equal(a, b) for a, b in zip(one.batch(2), two.batch(2)))
+    assert same(one.batch(2), two.batch(2))
     assert not np.array_equal(one.batch(2).pictures, one.batch(3).pictures)
-    other = PictureStream(pictures, batch=4, crop_size=(32, 32), seed=4)
-    assert not np.array_equal(one.batch(2).noise, other.batch(2).noise)
+    other = plain_stream(pictures, batch=4, seed=4)
+    assert not np.array_equal(one.batch(2).targets["noise"], other.batch(2).targets["noise"])
 
 
 def test_batches_made_ahead_are_the_same_in_the_same_order(pictures):
-    stream = PictureStream(pictures, batch=4, crop_size=(32, 32))
+    stream = plain_stream(pictures, batch=4)
     ahead = list(stream.batches(1, 6, workers=3))
     assert len(ahead) == 5
     for i, batch in enumerate(ahead, 1):
-        assert all(np.array_equal(a, b) for a, b in zip(batch, stream.batch(i)))
+        assert same(batch, stream.batch(i))
 
 
 def test_every_epoch_shows_every_picture_once(pictures):
-    stream = PictureStream(pictures, batch=6, crop_size=(32, 32))
+    stream = plain_stream(pictures, batch=6)
     shown = [index for i in range(4) for index in stream._indices(i)]
     epochs = [shown[:8], shown[8:16], shown[16:24]]
     assert [sorted(epoch) for epoch in epochs] == [list(range(8))] * 3
@@ -200,26 +308,27 @@ def test_every_epoch_shows_every_picture_once(pictures):
 
 
 def test_memory_changes_no_crop(pictures):
-    streams = [PictureStream(pictures, batch=4, crop_size=(32, 32), memory=memory) for memory in (0, 20_000, 1 << 20)]
+    streams = [plain_stream(pictures, batch=4, memory=memory) for memory in (0, 20_000, 1 << 20)]
     batches = [stream.batch(5).pictures for stream in streams]
     assert np.array_equal(batches[0], batches[1]) and np.array_equal(batches[0], batches[2])
     assert len(streams[0]._kept) == 0 and len(streams[1]._kept) == 2  # of 40 x 80 x 3 bytes each
 
 
-def test_targets_are_cut_as_their_pictures(pictures, tmp_path):
+def test_companions_are_cut_as_their_pictures(pictures, tmp_path):
     for path in find_pictures(pictures):
-        target = tmp_path / "targets" / path.relative_to(pictures)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(target), 255 - cv2.imread(str(path)))
-    batch = PictureStream(pictures, tmp_path / "targets", batch=8, crop_size=(32, 32)).batch(0)
-    assert np.abs(255 - batch.pictures.astype(int) - batch.targets).max() <= 1  # rounding when resized
+        companion = tmp_path / "negative" / path.relative_to(pictures)
+        companion.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(companion), 255 - cv2.imread(str(path)))
+    batch = plain_stream(pictures, [tmp_path / "negative"], batch=8).batch(0)
+    negative = 255 - batch.pictures.astype(int)
+    assert np.abs(negative - batch.targets["others"][:, 0]).max() <= 1  # rounding when resized
 
 
 def test_the_place_of_a_crop_is_that_in_the_picture_as_it_is_shown(tmp_path):
     """In a picture that grows brighter to the right, the right is bright, unless it is shown flipped."""
     ramp = np.repeat(np.arange(240, dtype=np.uint8)[None, :, None], 40, axis=0).repeat(3, axis=2)
     cv2.imwrite(str(tmp_path / "ramp.png"), ramp)
-    batch = PictureStream(tmp_path, batch=32, crop_size=(32, 32), scales=(1.0, 1.0)).batch(0)
+    batch = plain_stream(tmp_path, batch=32, scales=(1.0, 1.0)).batch(0)
     flipped = batch.pictures[:, 0, 0, 0] > batch.pictures[:, 0, -1, 0]
     assert 0 < flipped.sum() < 32
     bright = batch.pictures.mean(axis=(1, 2, 3)) / 239
@@ -228,24 +337,37 @@ def test_the_place_of_a_crop_is_that_in_the_picture_as_it_is_shown(tmp_path):
     assert np.abs(shown - (batch.places[:, 1] * 209 + 15.5) / 239).max() < 1.1 / 239
 
 
-def test_a_missing_target_is_an_error(pictures, tmp_path):
-    with pytest.raises(FileNotFoundError, match="8 of 8"):
-        PictureStream(pictures, tmp_path / "nowhere")
+def test_a_missing_companion_is_an_error(pictures, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no companion"):
+        plain_stream(pictures, [tmp_path / "nowhere"])
 
 
-def test_a_clear_scene_is_its_own_target_and_weather_is_not():
-    clear, target = render_pair(0, 0, 90, 160)
-    assert np.array_equal(clear, target)
-    night, target = render_pair(0, 1, 90, 160)
-    assert night.mean() < 0.7 * target.mean()
+def test_road_users_leave_and_nothing_else_changes():
+    """Outside the boxes of road users, and of their shadows below, the street is the same to the bit."""
+    scene, fewer, none = render_departures([3, 1], 90, 160, sun=False)
+    assert np.array_equal(scene.image, render_scene([3, 1], 90, 160, sun=False).image)
+    first = (scene.image != none).any(axis=2)
+    later = (fewer != none).any(axis=2)
+    assert first.sum() > later.sum() > 0
+    for x0, y0, x1, y1 in scene.boxes.astype(int):
+        assert first[y0:y1, x0:x1].mean() > 0.3
+    above = int(scene.boxes[:, 1].min()) - 20
+    assert not first[: max(0, above)].any()
+
+
+def test_what_is_seen_has_weather_and_the_moments_have_none():
+    night, gray, fewer, none = render_moments(0, 1, 90, 160)
+    assert night.mean() < 0.7 * gray.mean()
+    assert abs(gray.mean() - none.mean()) < 0.2 * gray.mean()
+    assert night.shape == gray.shape == fewer.shape == none.shape == (90, 160, 3)
 
 
 @pytest.mark.slow
 def test_rendering_again_keeps_what_is_there(tmp_path):
-    assert list(render_pairs(tmp_path, 2, workers=1)) == [1, 2]
+    assert list(render_all(tmp_path, 2, workers=1)) == [1, 2]
     files = {path: path.stat().st_mtime_ns for path in find_pictures(tmp_path)}
-    assert len(files) == 4
-    list(render_pairs(tmp_path, 2, workers=1))
+    assert len(files) == 2 * (1 + len(MOMENTS))
+    list(render_all(tmp_path, 2, workers=1))
     assert {path: path.stat().st_mtime_ns for path in find_pictures(tmp_path)} == files
 
 
@@ -267,9 +389,9 @@ def test_vectors_and_tokens_do_not_decay_and_positions_do_not_train():
     assert set(names.values()) - {*decayed, *still} == {"vit.pos_embed"}
 
 
-@pytest.mark.parametrize("target", ["pixels", "hog"])
-def test_the_loss_falls_on_a_few_pictures(pictures, tmp_path, target):
-    run = tiny_run(pictures, tmp_path / "out", steps=40, target=target, peak_lr=5e-3)
+@pytest.mark.parametrize("target", ["pixels", "hog", "moving"])
+def test_the_loss_falls_on_a_few_pictures(pictures, moments, tmp_path, target):
+    run = tiny_run(moments if target == "moving" else pictures, tmp_path / "out", steps=40, target=target, peak_lr=5e-3)
     assert run.run()
     assert np.mean(run.losses[-10:]) < 0.8 * np.mean(run.losses[:5])
 
@@ -338,9 +460,20 @@ def test_pretrained_weights_load_into_the_detectors_vit_completely(pictures, tmp
     assert not torch.allclose(random(picture), create_timm_vit("test_vit", str(file), 16, SIZE)(picture))
 
 
+def test_position_embeddings_of_an_oblong_picture_are_resampled_to_another_size(pictures, tmp_path):
+    run = tiny_run(pictures, tmp_path / "out", steps=1)
+    with torch.no_grad():  # brighter to the right and nothing else
+        run.model.vit.pos_embed[:, -8:] = torch.arange(4.0).repeat(2)[None, :, None]
+    run.run()
+    larger = create_timm_vit("test_vit", str(tmp_path / "out" / WEIGHTS), 16, (64, 128))
+    rows = larger.pos_embed[0, -32:, 0].view(4, 8)
+    assert (rows.diff(dim=1) > -0.1).all() and (rows[:, -1] - rows[:, 0] > 2.5).all()
+    torch.testing.assert_close(rows, rows[:1].expand(4, -1))
+
+
 def test_the_tool_trains_resumes_and_reports_mistakes(pictures, tmp_path, capsys):
     command = ["--pictures", str(pictures), "--output", str(tmp_path / "out"), "--model", "test_vit", "--steps", "3"]
-    command += ["--img-size", "32", "64", "--crop", "32", "32", "--batch", "2", "--device", "cpu"]
+    command += ["--img-size", "32", "64", "--crop", "32", "32", "--batch", "2", "--device", "cpu", "--objective", "hog"]
     assert pretrain_vit.main(command + ["--minutes", "0"]) == 0
     assert pretrain_vit.main(command) == 0
     assert "iteration 3 of 3" in capsys.readouterr().out

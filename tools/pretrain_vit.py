@@ -3,13 +3,17 @@
 
 Examples, from the root of the repository:
 
-    python tools/pretrain_vit.py --pictures datasets/pretraining --render 2000 --output output/pretraining
-    python tools/pretrain_vit.py --pictures /data/my_pictures --output output/mine --minutes 30
-    python tools/pretrain_vit.py --pictures /data/my_pictures --output output/mine --device cuda --batch 256
+    python tools/pretrain_vit.py --pictures datasets/pretraining --render 4000 --output output/pretraining
+    python tools/pretrain_vit.py --pictures /data/my_pictures --objective hog --output output/mine --minutes 30
+    python tools/pretrain_vit.py --pictures /data/my_pictures --objective hog --output output/mine --device cuda --batch 256
 
---render N first draws N SynthDrive scenes into the folder, in every weather and on a clear day. The same command run again
+Objectives: "moving" learns from what comes and goes before a fixed camera, so it needs a folder with pictures in weather/ and,
+under the same names, the same views on a gray day in moment0/ (all road users), moment1/ (some have left) and moment2/ (none).
+"hog" and "pixels" hide patches and predict them, from any pictures.
+
+--render N first draws N SynthDrive scenes in every weather into the folder, with these moments. The same command run again
 goes on where it was stopped, by Ctrl-C, by --minutes or otherwise. Writes checkpoint.pth and vit.safetensors; the latter is
-for MODEL.VIT.WEIGHTS, with MODEL.VIT.NAME and IMG_SIZE as given here.
+for MODEL.VIT.WEIGHTS, with MODEL.VIT.NAME as given here.
 """
 
 import argparse
@@ -24,14 +28,18 @@ from tqdm import tqdm
 
 import soma_det  # noqa: F401  (makes detectron2 importable)
 from soma_det.modeling.vit import count_parameters, create_timm_vit
+from soma_det.pretraining.encoder import CropEncoder
 from soma_det.pretraining.masked import MaskedAutoencoder
 from soma_det.pretraining.objectives import TARGETS
-from soma_det.pretraining.pictures import PictureStream
-from soma_det.pretraining.render import CLEAR_FOLDER, WEATHER_FOLDER, render_pairs
+from soma_det.pretraining.moving import MovingObjects
+from soma_det.pretraining.pictures import MOMENTS, WEATHER_FOLDER, PictureStream
+from soma_det.pretraining.render import render_all
 from soma_det.pretraining.training import WEIGHTS, Pretraining
 
+PATCH = 16  # pixels
+
 # What the resulting weights are a function of, besides the pictures: a run resumes under the same values only.
-SETTINGS = ("pictures", "targets", "model", "img_size", "crop", "objective", "mask", "steps", "batch", "lr", "seed")
+SETTINGS = ("pictures", "model", "img_size", "crop", "objective", "mask", "steps", "batch", "lr", "seed")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -39,15 +47,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--pictures", required=True, help="folder of pictures, searched recursively")
-    add("--render", type=int, metavar="N", help=f"draw N SynthDrive scenes below it, and train on {WEATHER_FOLDER}/")
-    add("--targets", help="folder of the same names with the pictures to predict (default: the pictures themselves)")
-    add("--clear-targets", action="store_true", help="with --render: predict each scene as it looks on a clear day")
+    add("--render", type=int, metavar="N", help="draw N SynthDrive scenes into it first")
     add("--output", required=True, help="folder for the checkpoint and the weights")
     add("--model", default="vit_tiny_patch16_224", help="a timm ViT with patches of 16 pixels (default: %(default)s)")
     add("--img-size", type=int, nargs=2, default=[288, 480], metavar=("H", "W"), help="of the detector, pixels")
     add("--crop", type=int, nargs=2, default=[192, 320], metavar=("H", "W"), help="trained on, pixels")
-    add("--objective", choices=TARGETS, default="hog", help="what to predict of a hidden patch (default: %(default)s)")
-    add("--mask", type=float, default=0.75, help="share of hidden patches (default: %(default)s)")
+    add("--objective", choices=("moving", *TARGETS), default="moving", help="what to predict (default: %(default)s)")
+    add("--mask", type=float, default=0.75, help="share of patches that hog and pixels hide (default: %(default)s)")
     add("--steps", type=int, default=3000, help="iterations the learning rate is planned on (default: %(default)s)")
     add("--minutes", type=float, default=math.inf, help="stop after this time (default: never)")
     add("--batch", type=int, default=64, help="crops per iteration (default: %(default)s)")
@@ -62,31 +68,41 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="threads that cut crops (default: %(default)s)",
     )
     add("--save-minutes", type=float, default=2.0, help="time between checkpoints (default: %(default)s)")
-    args = parser.parse_args(arguments)
-    if args.clear_targets and not args.render:
-        parser.error("--clear-targets is for pictures of --render; give --targets FOLDER for others")
-    return args
+    return parser.parse_args(arguments)
 
 
 def render(args: argparse.Namespace) -> None:
-    """Draw what --render asks for, and read the pictures from there."""
-    for _ in tqdm(render_pairs(args.pictures, args.render, args.seed), total=args.render, unit="scene"):
+    """Draw what --render asks for."""
+    for _ in tqdm(render_all(args.pictures, args.render, args.seed), total=args.render, unit="scene"):
         pass
+
+
+def build_model(args: argparse.Namespace) -> CropEncoder:
+    """The objective around a new ViT."""
+    vit = create_timm_vit(args.model, "", PATCH, args.img_size)
+    logging.getLogger("soma_det").info("%s: %.2f million parameters", args.model, count_parameters(vit) / 1e6)
+    return MovingObjects(vit) if args.objective == "moving" else MaskedAutoencoder(vit, args.objective, args.mask)
+
+
+def build_stream(args: argparse.Namespace, model: CropEncoder) -> PictureStream:
+    """The pictures, with their companions where the objective has any."""
     root = Path(args.pictures)
-    args.pictures = str(root / WEATHER_FOLDER)
-    if args.clear_targets:
-        args.targets = str(root / CLEAR_FOLDER)
+    moments = [root / folder for folder in MOMENTS] if args.objective == "moving" else []
+    rendered = moments or (root / WEATHER_FOLDER).is_dir()  # "hog" takes no moments for pictures of their own
+    root = root / WEATHER_FOLDER if rendered else root
+    return PictureStream(root, model.prepare, moments, batch=args.batch, crop_size=args.crop, seed=args.seed)
 
 
 def build(args: argparse.Namespace) -> Pretraining:
     """The run of the command line, at its beginning."""
+    if any(size % PATCH for size in args.crop):
+        raise ValueError(f"--crop {args.crop} has to be a multiple of {PATCH} pixels, the patch size.")
     torch.manual_seed(args.seed)
-    vit = create_timm_vit(args.model, "", 16, args.img_size)
-    logging.getLogger("soma_det").info("%s: %.2f million parameters", args.model, count_parameters(vit) / 1e6)
-    stream = PictureStream(args.pictures, args.targets, batch=args.batch, crop_size=args.crop, seed=args.seed)
+    model = build_model(args)
+    stream = build_stream(args, model)
     settings = {name: getattr(args, name) for name in SETTINGS} | {"number of pictures": len(stream.paths)}
     return Pretraining(
-        MaskedAutoencoder(vit, args.objective, args.mask), stream, args.output, settings,
+        model, stream, args.output, settings,
         steps=args.steps, warmup=max(1, args.steps // 20), peak_lr=args.lr, device=args.device,
         precision=args.precision, save_period=60 * args.save_minutes, workers=args.workers,
     )  # fmt: skip

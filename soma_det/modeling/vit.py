@@ -1,13 +1,16 @@
 """A timm Vision Transformer as a source of stride-16 feature maps."""
 
+import json
 import logging
 import os
 from typing import Sequence
 
 import timm
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
+IMG_SIZE = "img_size"  # key of a safetensors file's metadata: [H, W] in pixels, as JSON
 TWIN_SEED = 20_412_077  # of no meaning, and used for nothing else
 
 logger = logging.getLogger(__name__)
@@ -73,13 +76,25 @@ def create_timm_vit(
     if any(size % patch_size for size in img_size):
         raise ValueError(f"MODEL.VIT.IMG_SIZE {list(img_size)} has to be a multiple of PATCH_SIZE {patch_size}.")
     _check_name(name)
-    model = _create(name, weights, patch_size=patch_size, img_size=tuple(img_size), drop_path_rate=drop_path)
+    own_size = _noted_size(weights) or img_size
+    model = _create(name, weights, patch_size=patch_size, img_size=tuple(own_size), drop_path_rate=drop_path)
     if not hasattr(model, "blocks") or not hasattr(model, "forward_intermediates"):
         raise ValueError(f"{name} is not a ViT with .blocks: choose one of timm.list_models('vit_*').")
+    if list(own_size) != list(img_size):
+        model.set_input_size(tuple(img_size))
     logger.info(
         "%s: %d blocks, %s", name, len(model.blocks), f"weights from {weights}" if weights else "random weights"
     )
     return model
+
+
+def _noted_size(weights: str) -> list[int] | None:
+    """(H, W) in pixels that a file's position embeddings are for; None where it does not say, and timm takes them as square."""
+    if not weights.endswith(".safetensors"):
+        return None
+    with safe_open(weights, "pt") as file:
+        noted = (file.metadata() or {}).get(IMG_SIZE)
+    return noted and json.loads(noted)
 
 
 def _create(name: str, weights: str, **options) -> nn.Module:

@@ -1,7 +1,7 @@
 """Pictures without labels for pretraining: found in a folder, decoded once, cropped as a function of seed and position."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +11,7 @@ import numpy as np
 
 logger = logging.getLogger(__name__)
 
+WEATHER_FOLDER, MOMENTS = "weather", ("moment0", "moment1", "moment2")  # as tools/pretrain_vit.py --render writes them
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _ORDER, _CROPS = 0, 1  # streams of random numbers
 
@@ -18,15 +19,17 @@ _ORDER, _CROPS = 0, 1  # streams of random numbers
 class Batch(NamedTuple):
     """Crops for one iteration.
 
-    pictures, targets: (N, H, W, 3) uint8 RGB, what is seen and what is to be predicted. places: (N, 2) float32, where in
-    its picture a crop was taken from, 0 (top, left) to 1 (bottom, right). noise: (N, patches) float32, whose smallest
-    values say which patches are seen.
+    pictures: (N, H, W, 3) uint8 RGB. places: (N, 2) float32, where in its picture a crop was taken from, 0 (top, left) to 1
+    (bottom, right). targets: what the objective wants besides, arrays of N by name.
     """
 
     pictures: np.ndarray
-    targets: np.ndarray
     places: np.ndarray
-    noise: np.ndarray
+    targets: dict[str, np.ndarray]
+
+
+# From one crop (H, W, 3) uint8 RGB of a picture and those of its companions to what the objective wants, arrays by name.
+Prepare = Callable[[np.ndarray, Sequence[np.ndarray], np.random.Generator], dict[str, np.ndarray]]
 
 
 def find_pictures(root: str | Path) -> list[Path]:
@@ -49,49 +52,49 @@ class PictureStream:
 
     Args:
         root: folder of pictures, searched recursively.
-        targets: folder with the pictures to predict, of the same relative names; None: the pictures themselves.
+        prepare: what the objective makes of a crop, see Prepare; may be called from several threads.
+        companions: folders with other pictures of the same names, cut as their picture is and handed to ``prepare``.
         batch: crops in a batch.
         crop_size: (H, W), pixels.
         scales: range of the random resizing before the crop, drawn evenly in the logarithm.
-        patch_size: pixels; decides on how many numbers of noise a crop gets.
         longest: pictures larger than this, in pixels, are reduced when they are decoded.
         memory: bytes of decoded pictures to keep.
 
     Raises:
-        FileNotFoundError: a folder has no pictures, or a target is missing.
-        ValueError: a size does not fit.
+        FileNotFoundError: a folder has no pictures, or a companion is missing.
     """
 
     def __init__(
         self,
         root: str | Path,
-        targets: str | Path | None = None,
+        prepare: Prepare,
+        companions: Sequence[str | Path] = (),
         *,
         batch: int = 64,
         crop_size: Sequence[int] = (192, 320),
         scales: Sequence[float] = (0.75, 1.5),
-        patch_size: int = 16,
         seed: int = 0,
         longest: int = 640,
-        memory: int = 4 << 30,
+        memory: int = 8 << 30,
     ):
-        if any(size % patch_size for size in crop_size):
-            raise ValueError(f"The crop size {list(crop_size)} has to be a multiple of the patch size {patch_size}.")
-        self.paths = find_pictures(root)
-        self.target_paths = _find_targets(Path(root), self.paths, targets)
-        self.batch_size, self.crop_size, self.scales, self.seed = batch, tuple(crop_size), tuple(scales), seed
-        self.patches = crop_size[0] // patch_size * (crop_size[1] // patch_size)
+        paths = find_pictures(root)
+        self.paths = [[path, *(_companion(path, Path(root), folder) for folder in companions)] for path in paths]
+        self.prepare, self.batch_size, self.seed = prepare, batch, seed
+        self.crop_size, self.scales = tuple(crop_size), tuple(scales)
         self.longest, self.room = longest, memory
         self._kept: dict[Path, np.ndarray] = {}
-        logger.info("%d pictures below %s%s", len(self.paths), root, f", targets below {targets}" if targets else "")
+        logger.info(
+            "%d pictures below %s%s", len(paths), root, f", with {len(companions)} others each" * bool(companions)
+        )
 
     def batch(self, iteration: int) -> Batch:
         """The crops of one iteration; may be called from several threads."""
         rng = np.random.default_rng([self.seed, _CROPS, iteration])
-        crops = [self._crop(index, rng) for index in self._indices(iteration)]
-        pictures, targets, places = (np.stack(column) for column in zip(*crops))
-        noise = rng.random((len(crops), self.patches), dtype=np.float32)
-        return Batch(pictures, targets, places, noise)
+        crops = [self._crop(self.paths[index], rng) for index in self._indices(iteration)]
+        pictures, places, targets = zip(*crops)
+        return Batch(
+            np.stack(pictures), np.stack(places), {name: np.stack([t[name] for t in targets]) for name in targets[0]}
+        )
 
     def batches(self, start: int, stop: int, workers: int = 1) -> Iterator[Batch]:
         """Batches ``start`` to ``stop - 1``; ``workers`` threads make one each ahead of time."""
@@ -113,16 +116,15 @@ class PictureStream:
             indices.append(int(order[place]))
         return indices
 
-    def _crop(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(H, W, 3) of the picture and of its target, and the place (2,) of the crop in the picture, flipped as it is."""
-        picture = self._read(self.paths[index])
+    def _crop(
+        self, paths: list[Path], rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """A crop (H, W, 3), its place (2,) in the picture, flipped as it is, and what the objective wants."""
         scale = float(np.exp(rng.uniform(*np.log(self.scales))))
         place, flip = rng.random(2, dtype=np.float32), rng.random() < 0.5
-        seen = _cut(picture, self.crop_size, scale, place, flip)
+        seen, *others = (_cut(self._read(path), self.crop_size, scale, place, flip) for path in paths)
         shown = np.array([place[0], 1.0 - place[1] if flip else place[1]], np.float32)
-        if self.target_paths is None:
-            return seen, seen, shown
-        return seen, _cut(self._read(self.target_paths[index]), self.crop_size, scale, place, flip), shown
+        return seen, shown, self.prepare(seen, others, rng)
 
     def _read(self, path: Path) -> np.ndarray:
         """(H, W, 3) uint8 RGB."""
@@ -141,14 +143,11 @@ class PictureStream:
         return picture
 
 
-def _find_targets(root: Path, paths: list[Path], targets: str | Path | None) -> list[Path] | None:
-    if targets is None:
-        return None
-    wanted = [Path(targets) / path.relative_to(root) for path in paths]
-    missing = [path for path in wanted if not path.is_file()]
-    if missing:
-        raise FileNotFoundError(f"{len(missing)} of {len(wanted)} pictures have no target, such as {missing[0]}.")
-    return wanted
+def _companion(path: Path, root: Path, folder: str | Path) -> Path:
+    companion = Path(folder) / path.relative_to(root)
+    if not companion.is_file():
+        raise FileNotFoundError(f"{path} has no companion {companion}: every picture needs one of its name.")
+    return companion
 
 
 def _cut(picture: np.ndarray, size: Sequence[int], scale: float, place: np.ndarray, flip: bool) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""SynthDrive pictures for pretraining: every scene in some weather and, as what to predict, on a clear day."""
+"""SynthDrive pictures for pretraining: every scene in some weather, and what a fixed camera sees there over time."""
 
 import multiprocessing
 import os
@@ -10,54 +10,51 @@ import cv2
 import numpy as np
 
 from soma_det.data.synthdrive.generate import DOMAINS
-from soma_det.data.synthdrive.scene import render_scene
+from soma_det.data.synthdrive.scene import render_departures, render_scene
 from soma_det.data.weather import apply_weather
+from soma_det.pretraining.pictures import MOMENTS, WEATHER_FOLDER
 
-WEATHER_FOLDER, CLEAR_FOLDER = "weather", "clear"
 _QUALITY = 92
 _APART = (len(DOMAINS), 4)  # where SynthDrive's own scenes have their domain, below 5, and their split
 
 
-def render_pair(seed: int, index: int, height: int = 270, width: int = 480) -> tuple[np.ndarray, np.ndarray]:
-    """A scene in the weather ``index % 5`` and on a clear day: two (H, W, 3) uint8 RGB; a function of the arguments.
+def render_moments(seed: int, index: int, height: int = 270, width: int = 480) -> list[np.ndarray]:
+    """A scene in the weather ``index % 5``; then on a gray day, with fewer and without road users: (H, W, 3) uint8 RGB.
 
-    No scene of SynthDrive's training or test splits is among them, whatever the seed.
+    A function of the arguments. No scene of SynthDrive's training or test splits is among them, whatever the seed.
     """
     domain = DOMAINS[index % len(DOMAINS)]
     entropy = [seed, *_APART, index]
-    scene = render_scene(entropy, height, width, sun=domain == "daytime_clear")
-    pictures = [
-        apply_weather(
-            scene.image, scene.depth, d, np.random.default_rng([*entropy, 1]), scene.lights, scene.road, scene.emission
-        )
-        for d in (domain, "daytime_clear")
-    ]
-    return pictures[0], pictures[1]
+    gray, fewer, none = render_departures(entropy, height, width, sun=False)
+    scene = render_scene(entropy, height, width) if domain == "daytime_clear" else gray
+    rng = np.random.default_rng([*entropy, 1])
+    seen = apply_weather(scene.image, scene.depth, domain, rng, scene.lights, scene.road, scene.emission)
+    return [seen, gray.image, fewer, none]
 
 
-def render_pairs(root: str | Path, count: int, seed: int = 0, workers: int | None = None) -> Iterator[int]:
-    """Write ``root``/weather and ``root``/clear, pictures of the same names; yields how many pairs are there.
+def render_all(root: str | Path, count: int, seed: int = 0, workers: int | None = None) -> Iterator[int]:
+    """Write ``root``/weather and the folders of MOMENTS, pictures of the same names; yields how many scenes are there.
 
-    Pairs that are there already are kept, so an interrupted call goes on when it is repeated.
+    Scenes that are there already are kept, so an interrupted call goes on when it is repeated.
     """
     if count < 1:
         raise ValueError(f"{count} pictures cannot be rendered: ask for at least 1.")
-    for folder in (WEATHER_FOLDER, CLEAR_FOLDER):
+    for folder in (WEATHER_FOLDER, *MOMENTS):
         Path(root, folder).mkdir(parents=True, exist_ok=True)
     clean = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(clean)
     with context.Pool(workers or os.cpu_count(), initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-        write = partial(_write_pair, str(root), seed)
+        write = partial(_write_scene, str(root), seed)
         yield from (done for done, _ in enumerate(pool.imap_unordered(write, range(count), chunksize=4), 1))
 
 
-def _write_pair(root: str, seed: int, index: int) -> None:
-    """Write the target first: whoever finds a picture finds its target too."""
+def _write_scene(root: str, seed: int, index: int) -> None:
+    """Write what is seen last: whoever finds it finds the other moments too."""
     name = f"{DOMAINS[index % len(DOMAINS)]}_{seed}_{index:06d}.jpg"
-    paths = [Path(root, folder, name) for folder in (WEATHER_FOLDER, CLEAR_FOLDER)]
+    paths = [Path(root, folder, name) for folder in (WEATHER_FOLDER, *MOMENTS)]
     if all(path.is_file() for path in paths):
         return
-    for path, picture in zip(paths[::-1], render_pair(seed, index)[::-1]):
+    for path, picture in reversed(list(zip(paths, render_moments(seed, index)))):
         encoded, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
         if not encoded:
             raise OSError(f"OpenCV could not encode {path} as JPEG.")

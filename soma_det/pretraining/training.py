@@ -1,5 +1,6 @@
 """The pretraining loop: planned on its iterations, stopped by a clock or a signal, resumed as if never stopped."""
 
+import json
 import logging
 import math
 import os
@@ -13,13 +14,13 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from soma_det.pretraining.masked import MaskedAutoencoder
+from soma_det.modeling.vit import IMG_SIZE
+from soma_det.pretraining.encoder import CropEncoder
 from soma_det.pretraining.pictures import Batch, PictureStream
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT, WEIGHTS = "checkpoint.pth", "vit.safetensors"
-PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # as in configs/Base-SoMA.yaml
 BETAS = (0.9, 0.95)
 LOG_PERIOD = 10.0  # seconds
 
@@ -44,7 +45,7 @@ def build_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
 
 
 class Pretraining:
-    """Trains a masked autoencoder on a stream of pictures and keeps what it needs to go on in ``output``.
+    """Trains a model on a stream of pictures and keeps what it needs to go on in ``output``.
 
     Args:
         settings: what the weights are a function of; a checkpoint of other settings is refused.
@@ -54,7 +55,7 @@ class Pretraining:
 
     def __init__(
         self,
-        model: MaskedAutoencoder,
+        model: CropEncoder,
         stream: PictureStream,
         output: str | Path,
         settings: dict,
@@ -77,7 +78,7 @@ class Pretraining:
             _avoid_fused_attention(self.model)
         self.save_period, self.workers = save_period, workers
         self.optimizer = build_optimizer(self.model, weight_decay)
-        self.iteration, self.seconds, self.losses = 0, 0.0, []
+        self.iteration, self.seconds, self.losses, self.parts = 0, 0.0, [], {}
         self.output.mkdir(parents=True, exist_ok=True)
 
     def resume(self) -> bool:
@@ -135,9 +136,12 @@ class Pretraining:
         """One optimizer step; the loss before it."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.iteration, self.steps, self.warmup, self.peak_lr)
-        pictures, targets, places, noise = (torch.from_numpy(a).to(self.device) for a in batch)
+        pictures, places = (torch.from_numpy(array).to(self.device) for array in batch[:2])
+        targets = {name: torch.from_numpy(array).to(self.device) for name, array in batch.targets.items()}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            loss = self.model(normalize(pictures), _channels_first(targets) / 255.0, places, noise)
+            losses = self.model(pictures.permute(0, 3, 1, 2).float(), places, **targets)
+        loss = sum(losses.values())
+        self.parts = {name: value.item() for name, value in losses.items()}
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"The loss is {loss.item()} at iteration {self.iteration}: lower the learning rate."
@@ -152,10 +156,11 @@ class Pretraining:
         left = min((self.steps - self.iteration) / rate, limit - seconds)
         recent = self.losses[-50:]
         logger.info(
-            "iteration %d of %d, loss %.4f, lr %.2e, %.1f pictures per second, ETA %d:%02d:%02d",
+            "iteration %d of %d, loss %.4f (%s), lr %.2e, %.1f pictures per second, ETA %d:%02d:%02d",
             self.iteration,
             self.steps,
             sum(recent) / len(recent),
+            ", ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in self.parts.items()),
             self.optimizer.param_groups[0]["lr"],
             rate * self.stream.batch_size,
             *_clock(left),
@@ -181,20 +186,14 @@ def _avoid_fused_attention(model: nn.Module) -> None:
             module.fused_attn = False
 
 
-def normalize(pictures: Tensor) -> Tensor:
-    """(N, H, W, 3) uint8 RGB -> (N, 3, H, W) float32 as the detector feeds its ViT."""
-    mean, std = (torch.tensor(v, device=pictures.device)[:, None, None] for v in (PIXEL_MEAN, PIXEL_STD))
-    return (_channels_first(pictures) - mean) / std
-
-
 def export_weights(vit: nn.Module, path: str | Path) -> None:
-    """Write a timm ViT's weights in float16 under timm's names; soma_det.modeling.vit.create_timm_vit reads them."""
+    """Write a timm ViT's weights in float16 under timm's names; soma_det.modeling.vit.create_timm_vit reads them.
+
+    The picture size that its position embeddings are for is noted beside them: timm takes those of a file for square ones.
+    """
     weights = {name: tensor.detach().half().cpu().contiguous() for name, tensor in vit.state_dict().items()}
-    _write_atomically(Path(path), lambda partial: partial.write_bytes(save(weights, metadata={"format": "pt"})))
-
-
-def _channels_first(pictures: Tensor) -> Tensor:
-    return pictures.permute(0, 3, 1, 2).float()
+    metadata = {"format": "pt", IMG_SIZE: json.dumps(list(vit.patch_embed.img_size))}
+    _write_atomically(Path(path), lambda partial: partial.write_bytes(save(weights, metadata=metadata)))
 
 
 def _write_atomically(path: Path, write: Callable[[Path], None]) -> None:

@@ -43,19 +43,35 @@ def render_scene(seed: int | Sequence[int], height: int = 270, width: int = 480,
     Without `sun` the same scene lies under a closed cover of clouds and no shadows are cast: the light before which rain, fog
     and night are put.
     """
+    return _busy_scene(seed, height, width, sun)[0]
+
+
+def render_departures(
+    seed: int | Sequence[int], height: int = 270, width: int = 480, sun: bool = True
+) -> tuple[Scene, np.ndarray, np.ndarray]:
+    """The scene of `render_scene`, and the same street later: two (H, W, 3) uint8 RGB without every other road user, and empty."""
+    scene, entropy = _busy_scene(seed, height, width, sun)
+    stayed = (slice(None, None, 2), slice(0))
+    fewer, none = (_render(np.random.default_rng(entropy), height, width, sun, who).image for who in stayed)
+    return scene, fewer, none
+
+
+def _busy_scene(seed: int | Sequence[int], height: int, width: int, sun: bool) -> tuple[Scene, list[int]]:
+    """The scene, and what its random numbers are seeded with."""
     if height < 64 or width < 64:
         raise ValueError(f"A scene needs at least 64 x 64 pixels, not {width} x {height}: choose a larger size.")
-    entropy = [seed] if isinstance(seed, int) else list(seed)
+    base = [seed] if isinstance(seed, int) else list(seed)
     for attempt in range(8):
-        scene = _render(np.random.default_rng([*entropy, attempt]), height, width, sun)
+        entropy = [*base, attempt]
+        scene = _render(np.random.default_rng(entropy), height, width, sun)
         if len(scene.labels) >= MIN_OBJECTS:
             break
-    return scene
+    return scene, entropy
 
 
-def _render(rng: np.random.Generator, height: int, width: int, sun: bool) -> Scene:
+def _render(rng: np.random.Generator, height: int, width: int, sun: bool, who: slice = slice(None)) -> Scene:
     street = random_street(rng)
-    actors = populate(street, rng, int(rng.integers(5, 12)))
+    actors = populate(street, rng, int(rng.integers(5, 12)))[who]
     things = Surroundings(street, rng).build()
     canvas = Canvas(_random_camera(rng, height, width), _random_daylight(rng, sun))
     _paint_background(canvas, street, rng)
