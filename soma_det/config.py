@@ -88,7 +88,7 @@ def _add_solver(cfg: CN) -> None:
     annealing.ENABLED = True
     annealing.FINAL = 1e-5  # weight decay of the last iteration
 
-    cfg.SOLVER.AMP.DTYPE = "float16"  # or "bfloat16"; takes effect with SOLVER.AMP.ENABLED, on CUDA
+    cfg.SOLVER.AMP.DTYPE = "float16"  # or "bfloat16", which CPUs have too; takes effect with SOLVER.AMP.ENABLED
 
     freezing = cfg.SOLVER.FREEZING = CN()
     freezing.MODULES = []  # regular expressions of module names to freeze besides the ViT's leading blocks
@@ -142,8 +142,10 @@ def check_cfg(cfg: CN) -> None:
     dtypes = ("float16", "bfloat16")
     if cfg.SOLVER.AMP.DTYPE not in dtypes:
         raise ValueError(f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE!r}: choose one of {dtypes}.")
-    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
-        raise ValueError("SOLVER.AMP.ENABLED needs CUDA: set it to False, or MODEL.DEVICE to cuda.")
+    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.DTYPE != "bfloat16":
+        raise ValueError(
+            "SOLVER.AMP.ENABLED in float16 needs CUDA: set SOLVER.AMP.DTYPE to bfloat16, or ENABLED to False."
+        )
     if cfg.TEST.BATCH_SIZE < 1:
         raise ValueError(f"TEST.BATCH_SIZE is {cfg.TEST.BATCH_SIZE}: give the number of pictures, 1 or more.")
     source = cfg.DATASETS.SOURCE_TEST

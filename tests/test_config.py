@@ -44,7 +44,7 @@ def test_test_sets_and_source_agree_in_every_config():
         (["SOLVER.MAX_ITER", "many"], "(?s)command line.*Type mismatch.*SOLVER.MAX_ITER"),
         (["SOLVER.MAX_ITER"], "Overrides come in pairs"),
         (["SOLVER.AMP.DTYPE", "float8"], "SOLVER.AMP.DTYPE is 'float8'"),
-        (["SOLVER.AMP.ENABLED", "True", "MODEL.DEVICE", "cpu"], "SOLVER.AMP.ENABLED needs CUDA"),
+        (["SOLVER.AMP.ENABLED", "True", "MODEL.DEVICE", "cpu"], "float16 needs CUDA"),
         (["DATASETS.SOURCE_TEST", "x_test"], "'x_test', which is not in DATASETS.TEST"),
     ],
 )

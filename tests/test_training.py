@@ -199,3 +199,21 @@ def test_mixed_precision_has_the_chosen_dtype_in_training_also_within_another_au
     with torch.autocast("cpu", torch.bfloat16):
         assert model(torch.zeros(1, 4)).dtype == dtype
     assert model.eval()(torch.zeros(1, 4)).dtype == torch.float32
+
+
+def test_training_in_bfloat16_on_a_cpu_keeps_weights_and_losses_in_float32(data, tmp_path):
+    cfg = tiny_cfg(data, tmp_path, SOLVER__AMP__ENABLED=True, SOLVER__AMP__DTYPE="bfloat16", SOLVER__MAX_ITER=2)
+    seen = []
+
+    class Watch(HookBase):
+        def before_step(self):
+            self.handle = self.trainer.model.backbone.vit.model.blocks[2].mlp.fc1.register_forward_hook(
+                lambda module, inputs, output: seen.append(output.dtype)
+            )
+
+        def after_step(self):
+            self.handle.remove()
+
+    trainer, _ = train(cfg, extra_hooks=[Watch()])
+    assert set(seen) == {torch.bfloat16}
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}

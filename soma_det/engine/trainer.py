@@ -35,7 +35,11 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode):
         allow_ddp_on_cpu()
-        super().__init__(cfg)
+        amp_on_cpu = cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu"
+        # Detectron2's AMPTrainer is for CUDA alone. bfloat16 has no need of what it adds, the scaling of the loss.
+        super().__init__(_without_amp(cfg) if amp_on_cpu else cfg)
+        if amp_on_cpu:
+            _train_in(self.model, "cpu", torch.bfloat16)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -43,7 +47,7 @@ class Trainer(DefaultTrainer):
         model = build_model(cfg)
         if cfg.SOLVER.FREEZING.UNTIL == 0:
             freeze(match_modules(model, cfg.SOLVER.FREEZING.MODULES).values())
-        if cfg.SOLVER.AMP.ENABLED:
+        if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE != "cpu":
             _train_in(model, "cuda", getattr(torch, cfg.SOLVER.AMP.DTYPE))
         logger.info(
             "Model: %d of %d parameters train", count_parameters(model, trainable=True), count_parameters(model)
@@ -138,6 +142,14 @@ def _recipe_hooks(cfg: CfgNode, seed: int) -> list[HookBase]:
     if cfg.SOLVER.WEIGHT_DECAY_ANNEALING.ENABLED:
         recipe.append(hooks.WeightDecayAnnealing(cfg.SOLVER.WEIGHT_DECAY_ANNEALING.FINAL))
     return recipe
+
+
+def _without_amp(cfg: CfgNode) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.AMP.ENABLED = False
+    cfg.freeze()
+    return cfg
 
 
 def _train_in(model: nn.Module, device: str, dtype: torch.dtype) -> None:
