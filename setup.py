@@ -19,6 +19,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["soma_det", "soma_det.*"]),
+    package_data={"soma_det": ["weights/*.safetensors"]},
     python_requires=">=3.10",
     # Detectron2 is left out: it is not in the package index under its own name. `make setup` installs it where it is
     # missing, an installed official one is used as it is, and without one soma_det says how to get it.

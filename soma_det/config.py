@@ -28,7 +28,8 @@ def add_soma_config(cfg: CN) -> None:
 def _add_model(cfg: CN) -> None:
     vit = cfg.MODEL.VIT = CN()
     vit.NAME = "vit_small_patch14_dinov2.lvd142m"  # any timm ViT whose blocks are in .blocks
-    # "" for random weights, "timm" for timm's hub, or a file (.safetensors, .pth) with the model's own weights.
+    # "" for random weights, "timm" for timm's hub, "synthdrive" for those that come with soma_det (docs/pretraining.md),
+    # or a file (.safetensors, .pth) with the model's own weights.
     # Not read when MODEL.WEIGHTS or --resume names a checkpoint of this project, which holds the ViT too.
     vit.WEIGHTS = "timm"
     vit.PATCH_SIZE = 16  # pixels; pretrained patch embeddings are resampled to it

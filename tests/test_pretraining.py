@@ -9,11 +9,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import soma_det  # noqa: F401  (makes detectron2 importable)
+from soma_det.data.synthdrive import make_picture
 from soma_det.data.synthdrive.scene import render_departures, render_scene
-from soma_det.modeling.vit import create_timm_vit
-from soma_det.pretraining.encoder import grid_windows
+from soma_det.modeling.vit import SHIPPED, create_timm_vit
+from soma_det.pretraining.encoder import grid_windows, normalize
 from soma_det.pretraining.masked import MaskedAutoencoder
 from soma_det.pretraining.mimetic import _factors, mimetic_init
 from soma_det.pretraining.motion import departed, object_targets
@@ -469,6 +471,55 @@ def test_position_embeddings_of_an_oblong_picture_are_resampled_to_another_size(
     rows = larger.pos_embed[0, -32:, 0].view(4, 8)
     assert (rows.diff(dim=1) > -0.1).all() and (rows[:, -1] - rows[:, 0] > 2.5).all()
     torch.testing.assert_close(rows, rows[:1].expand(4, -1))
+
+
+@pytest.mark.parametrize("size", [(288, 480), (224, 224)])
+def test_the_shipped_weights_are_small_and_load_completely_at_every_size(size):
+    assert SHIPPED["synthdrive"].stat().st_size < 12_000_000
+    stored = load_file(SHIPPED["synthdrive"])
+    loaded = create_timm_vit("vit_tiny_patch16_224", "synthdrive", 16, size)
+    assert loaded.patch_embed.grid_size == (size[0] // 16, size[1] // 16)
+    for name, tensor in loaded.state_dict().items():
+        if name != "pos_embed" or size == (288, 480):
+            assert torch.equal(tensor, stored[name].float()), name
+
+
+def test_the_shipped_weights_know_road_users_in_the_dark_better_than_random_ones():
+    """A linear readout of which patches show a road user, from clear days, ranks those at night."""
+    scenes = {domain: [patches_of(domain, index) for index in range(8)] for domain in ("daytime_clear", "night_rainy")}
+    precision = {}
+    for weights in ("synthdrive", ""):
+        torch.manual_seed(0)
+        vit = create_timm_vit("vit_tiny_patch16_224", weights, 16, (288, 480)).eval()
+        (x, y), (other_x, other_y) = (
+            (torch.cat([features(vit, picture) for picture, _ in s]), torch.cat([marked for _, marked in s]))
+            for s in scenes.values()
+        )
+        readout = torch.linalg.solve(x.T @ x + 10 * torch.eye(x.shape[1]), x.T @ (y.float() - y.float().mean()))
+        precision[weights] = average_precision(other_x @ readout, other_y)
+    assert precision["synthdrive"] > 0.5 > precision[""] + 0.1
+
+
+def patches_of(domain: str, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A picture (1, 3, 288, 480), and which of its 540 patches have their center in a box."""
+    image, scene = make_picture(0, domain, "train", index)
+    picture = torch.zeros(1, 3, 288, 480)
+    picture[:, :, :270] = torch.from_numpy(image).permute(2, 0, 1)
+    y, x = (torch.from_numpy(np.mgrid[:18, :30]).reshape(2, -1, 1) + 0.5) * 16
+    left, top, right, bottom = torch.from_numpy(scene.boxes).T
+    return picture, ((x > left) & (x < right) & (y > top) & (y < bottom)).any(dim=1)
+
+
+@torch.no_grad()
+def features(vit, picture: torch.Tensor) -> torch.Tensor:
+    """(540, 193): normalized tokens of the patches, and a one."""
+    tokens = torch.nn.functional.layer_norm(vit.forward_features(normalize(picture))[0, 1:], (192,))
+    return torch.cat([tokens, torch.ones(len(tokens), 1)], dim=1)
+
+
+def average_precision(scores: torch.Tensor, positive: torch.Tensor) -> float:
+    hits = positive[scores.argsort(descending=True)].float()
+    return ((hits.cumsum(0) / torch.arange(1, len(hits) + 1)) * hits).sum().item() / hits.sum().item()
 
 
 def test_the_tool_trains_resumes_and_reports_mistakes(pictures, tmp_path, capsys):

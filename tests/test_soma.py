@@ -162,6 +162,30 @@ def test_autocast_computes_in_half_and_keeps_gradients_in_full_precision():
     assert layer.a.grad.dtype == layer.b.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+def test_inputs_of_any_number_of_dimensions_have_the_gradients_of_their_rows(parts):
+    layer = adapted(parts=parts)
+    rows, weights = torch.randn(24, 8, dtype=torch.float64), torch.randn(24, 12, dtype=torch.float64)
+    gradients = []
+    for shape in [(24,), (4, 6), (2, 3, 4)]:
+        x = rows.view(*shape, 8).clone().requires_grad_()
+        (layer(x) * weights.view(*shape, 12)).sum().backward()
+        gradients.append([x.grad.view(24, 8), layer.a.grad, layer.b.grad, layer.bias.grad])
+        layer.zero_grad()
+    for other in gradients[1:]:
+        for gradient, expected in zip(other, gradients[0], strict=True):
+            assert torch.allclose(gradient, expected, rtol=1e-12)
+
+
+def test_a_change_of_the_factors_before_the_backward_pass_is_an_error_and_not_a_wrong_gradient():
+    layer = adapted()
+    y = layer(torch.randn(3, 8, dtype=torch.float64, requires_grad=True)).sum()
+    with torch.no_grad():
+        layer.b.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+
+
 def test_activation_checkpointing_gives_the_same_gradients():
     layer = adapted(dtype=torch.float32)
     x = torch.randn(3, 8)

@@ -30,8 +30,8 @@ import soma_det  # noqa: F401  (makes detectron2 importable)
 from soma_det.modeling.vit import count_parameters, create_timm_vit
 from soma_det.pretraining.encoder import CropEncoder
 from soma_det.pretraining.masked import MaskedAutoencoder
-from soma_det.pretraining.objectives import TARGETS
 from soma_det.pretraining.moving import MovingObjects
+from soma_det.pretraining.objectives import TARGETS
 from soma_det.pretraining.pictures import MOMENTS, WEATHER_FOLDER, PictureStream
 from soma_det.pretraining.render import render_all
 from soma_det.pretraining.training import WEIGHTS, Pretraining
@@ -56,7 +56,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--mask", type=float, default=0.75, help="share of patches that hog and pixels hide (default: %(default)s)")
     add("--steps", type=int, default=3000, help="iterations the learning rate is planned on (default: %(default)s)")
     add("--minutes", type=float, default=math.inf, help="stop after this time (default: never)")
-    add("--batch", type=int, default=64, help="crops per iteration (default: %(default)s)")
+    add("--batch", type=int, default=32, help="crops per iteration (default: %(default)s)")
     add("--lr", type=float, default=1.5e-3, help="peak learning rate of AdamW (default: %(default)s)")
     add("--seed", type=int, default=0, help="of weights, pictures and masks (default: %(default)s)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)")

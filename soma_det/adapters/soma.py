@@ -204,9 +204,9 @@ def compose(residual: Tensor, a: Tensor, b: Tensor) -> Tensor:
 class _ComposedLinear(torch.autograd.Function):
     """y = x (W_res + B A)^T + bias in one product each way, without ever forming the gradient of the whole weight.
 
-    The weight is composed in its own precision, cast once to that of x, and kept for the backward pass. With h = gy B
-    and z = A x^T, both of inner size ``rank``, the gradients are gx = gy W, gA = h^T x and gB = (z gy)^T. The products
-    are written in the order and orientation that the CPU's matrix products are fastest in.
+    The weight W is composed in its own precision, cast once to that of x, and kept for the backward pass. With h = gy B and
+    t = x A^T, both of width ``rank``, the gradients are gx = gy W, gA = h^T x and gB = (t^T gy)^T. The products are written
+    in the order and orientation that the CPU's matrix products are fastest in.
     """
 
     @staticmethod
@@ -237,8 +237,9 @@ def _gradients(grad_y: Tensor, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, 
         h = torch.bmm(by_part, b.to(x.dtype))  # (parts, N, rank)
         grad_a = torch.bmm(h.transpose(1, 2), rows_x.expand(parts, -1, -1)).to(a.dtype)
     if needed[3]:
-        z = (a.to(x.dtype).view(-1, d_in) @ rows_x.T).view(parts, rank, len(rows_x))
-        grad_b = torch.bmm(z, by_part).transpose(1, 2).to(b.dtype)
+        t = rows_x @ a.to(x.dtype).view(-1, d_in).T  # (N, parts * rank)
+        by_rank = t.view(-1, parts, rank).permute(1, 2, 0)  # (parts, rank, N)
+        grad_b = torch.bmm(by_rank, by_part).transpose(1, 2).to(b.dtype)
     if needed[4]:
         grad_bias = rows_y.sum(0)
     return grad_x, None, grad_a, grad_b, grad_bias

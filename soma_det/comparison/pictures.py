@@ -13,7 +13,7 @@ import numpy as np
 
 from soma_det.evaluation.boxes import Detections, GroundTruth, load_ground_truth
 from soma_det.evaluation.coco import dataset_category_ids
-from soma_det.evaluation.voc import RECALL_LEVELS, best_overlap
+from soma_det.evaluation.voc import RECALL_LEVELS, class_hits
 
 RESAMPLES = 1000
 CHUNK = 4_000_000  # weights of detections held at a time
@@ -88,20 +88,11 @@ def resampled_average_precision(truth: GroundTruth, detections: Detections, resa
     return np.concatenate(parts)
 
 
-def match_class(truth: GroundTruth, detections: Detections, category: int, iou_threshold: float = 0.5) -> Matches:
+def match_class(truth: GroundTruth, detections: Detections, category: int) -> Matches:
     """Hits and false alarms of one class, by the rules of :mod:`soma_det.evaluation.voc`."""
-    of_class = truth.category == category
-    ignored, found = truth.ignored[of_class], detections.of_class(category)
-    order = np.argsort(-found.score, kind="stable")
-    image = found.image[order]
-    overlap, match = best_overlap(found.xyxy[order], image, truth.xyxy[of_class], truth.image[of_class])
-    claimed = np.where(overlap > iou_threshold, match, -1)
-    dropped = np.isin(claimed, np.flatnonzero(ignored))
-    hit = np.zeros(len(order), dtype=bool)
-    hit[np.unique(claimed, return_index=True)[1]] = True  # the first detection to claim a box has it
-    hit &= claimed >= 0
-    truth_image = truth.image[of_class][~ignored]
-    return Matches(image[~dropped], hit[~dropped], np.bincount(truth_image, minlength=len(truth.image_ids)))
+    image, hit = class_hits(truth, detections, category)
+    counted = (truth.category == category) & ~truth.ignored
+    return Matches(image, hit, np.bincount(truth.image[counted], minlength=len(truth.image_ids)))
 
 
 def weighted_average_precision(matches: Matches, drawn: np.ndarray) -> np.ndarray:

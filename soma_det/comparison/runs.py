@@ -29,7 +29,7 @@ from soma_det.evaluation.coco import PREDICTIONS_FILE
 from soma_det.evaluation.files import atomic_path, write_text
 from soma_det.evaluation.summary import load_results
 from soma_det.modeling.freezing import freeze, match_modules
-from soma_det.modeling.vit import count_parameters
+from soma_det.modeling.vit import count_parameters, find_weights
 
 RECORD_FILE, LOG_FILE, RESAMPLED_FILE, LOCK_FILE = "run.json", "train.log", "resampled.npz", ".lock"
 # Where things are and how they are loaded, which changes no result.
@@ -277,7 +277,7 @@ def count_trainable(cfg: CfgNode) -> dict[str, int]:
 
 def weights_sha256(cfg: CfgNode) -> str:
     """Of the file of pretrained weights; "" where they are random or come from timm's hub."""
-    path = cfg.MODEL.VIT.WEIGHTS
+    path = find_weights(cfg.MODEL.VIT.WEIGHTS)
     return _sha256(path, os.stat(path).st_mtime_ns) if os.path.isfile(path) else ""
 
 

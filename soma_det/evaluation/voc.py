@@ -85,19 +85,31 @@ def pairwise_iou(boxes1: np.ndarray, boxes2: np.ndarray) -> np.ndarray:
     return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
 
 
-def _class_ap(truth: GroundTruth, detections: Detections, category: int, iou_threshold: float) -> float:
+def class_hits(
+    truth: GroundTruth, detections: Detections, category: int, iou_threshold: float = 0.5
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the pictures (N,) of one class's detections by falling score, and which are hits (N,) bool.
+
+    Detections of boxes that are to be ignored are left out.
+    """
     of_class = truth.category == category
-    ignored = truth.ignored[of_class]
-    if ignored.all():  # also when there is none
-        return float("nan")
-    found = detections.of_class(category)
+    ignored, found = truth.ignored[of_class], detections.of_class(category)
     order = np.argsort(-found.score, kind="stable")
-    overlap, match = best_overlap(found.xyxy[order], found.image[order], truth.xyxy[of_class], truth.image[of_class])
+    image = found.image[order]
+    overlap, match = best_overlap(found.xyxy[order], image, truth.xyxy[of_class], truth.image[of_class])
     matched = overlap > iou_threshold
     dropped = np.zeros(len(order), dtype=bool)
     dropped[matched] = ignored[match[matched]]
     hit = _first_claims(np.where(matched & ~dropped, match, -1))
-    return 100 * eleven_point_ap(hit[~dropped], int((~ignored).sum()))
+    return image[~dropped], hit[~dropped]
+
+
+def _class_ap(truth: GroundTruth, detections: Detections, category: int, iou_threshold: float) -> float:
+    counted = int((~truth.ignored[truth.category == category]).sum())
+    if not counted:
+        return float("nan")
+    _, hit = class_hits(truth, detections, category, iou_threshold)
+    return 100 * eleven_point_ap(hit, counted)
 
 
 def _first_claims(match: np.ndarray) -> np.ndarray:

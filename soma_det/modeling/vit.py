@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from pathlib import Path
 from typing import Sequence
 
 import timm
@@ -10,6 +11,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+# Weights that come with this package, by what MODEL.VIT.WEIGHTS calls them: see docs/pretraining.md.
+SHIPPED = {"synthdrive": Path(__file__).parents[1] / "weights" / "vit_tiny_patch16_synthdrive.safetensors"}
 IMG_SIZE = "img_size"  # key of a safetensors file's metadata: [H, W] in pixels, as JSON
 TWIN_SEED = 20_412_077  # of no meaning, and used for nothing else
 
@@ -58,7 +61,7 @@ def create_timm_vit(
 
     Args:
         name: a model of timm, with or without a pretrained tag.
-        weights: "" for random ones, "timm" for timm's hub, or a file (.safetensors, .pth) of this model.
+        weights: "" for random ones, "timm" for timm's hub, a key of SHIPPED, or a file (.safetensors, .pth) of this model.
         patch_size: pixels.
         img_size: (H, W), pixels. Other sizes work too; position embeddings are then resampled at every call.
         drop_path: stochastic depth rate of the last block.
@@ -68,10 +71,11 @@ def create_timm_vit(
         FileNotFoundError: the file of weights does not exist.
         RuntimeError: the weights cannot be had or do not fit.
     """
+    weights = find_weights(weights)
     if weights not in ("", "timm") and not os.path.isfile(weights):
         raise FileNotFoundError(
             f"MODEL.VIT.WEIGHTS names {weights!r}, which is no file. Give a .safetensors or .pth file of {name}, "
-            "'timm' to download it, or '' for random weights."
+            f"'timm' to download it, {', '.join(map(repr, SHIPPED))} for weights that come with soma_det, or '' for random ones."
         )
     if any(size % patch_size for size in img_size):
         raise ValueError(f"MODEL.VIT.IMG_SIZE {list(img_size)} has to be a multiple of PATCH_SIZE {patch_size}.")
@@ -86,6 +90,11 @@ def create_timm_vit(
         "%s: %d blocks, %s", name, len(model.blocks), f"weights from {weights}" if weights else "random weights"
     )
     return model
+
+
+def find_weights(weights: str) -> str:
+    """The file of shipped weights for their name; anything else as it is."""
+    return str(SHIPPED.get(weights, weights))
 
 
 def _noted_size(weights: str) -> list[int] | None:

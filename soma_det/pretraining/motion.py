@@ -14,7 +14,6 @@ MIN_SHARE = 0.25  # of a patch's pixels that an object has to cover
 FINE = 4  # pixels, of the cells whose covered share is wanted
 PORTRAIT = 32  # pixels, side of what an object's picture is resized to
 
-
 Object = tuple[tuple[int, int, int, int], np.ndarray]  # XYXY box in pixels, bool mask of the box's size
 
 
