@@ -29,7 +29,7 @@ from soma_det.comparison.pictures import (
     weighted_average_precision,
 )
 from soma_det.comparison.plan import Comparison, Configuration, require_comparable
-from soma_det.comparison.runs import Exit, Finished, Run, count_trainable, require_unchanged, train_one
+from soma_det.comparison.runs import RECORD_FILE, Exit, Finished, Run, count_trainable, require_unchanged, train_one
 from soma_det.comparison.statistics import bootstrap_interval, paired_difference, spread, summarize_splits
 from soma_det.data import register_from_config
 from soma_det.evaluation.boxes import Detections, GroundTruth, load_ground_truth
@@ -493,7 +493,12 @@ def test_a_run_that_another_process_trains_is_left_to_it(data, tmp_path):
     run.folder.mkdir(parents=True)
     with (run.folder / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert "another process is training" in train_one(run, TrainHere())
+        trained = []
+        assert train_one(run, lambda arguments, log: trained.append(arguments)) == ""
+        (run.folder / RECORD_FILE).write_text("{}")  # as the other process does in the end
+        fcntl.flock(file, fcntl.LOCK_UN)
+        assert train_one(run, lambda arguments, log: trained.append(arguments)) == ""
+    assert not trained
 
 
 def test_a_training_process_reports_exit_code_and_peak_memory_and_logs_its_command(tmp_path):

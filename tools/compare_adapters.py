@@ -36,6 +36,8 @@ Bigger, on a GPU (settings go to every run, and a run's own in the file win over
     python tools/compare_adapters.py --config-file configs/comparison/synthdrive.yaml --output output/comparison_gpu \\
         MODEL.DEVICE cuda MODEL.VIT.NAME vit_small_patch14_dinov2.lvd142m SOLVER.MAX_ITER 4000
 
+Faster on many cores: the same command in several terminals, with OMP_NUM_THREADS=1; each takes what no other has taken.
+
 Each run is tools/train_net.py in a process of its own, in <output>/<name>/seed<seed>/, with its output in train.log.
 A finished run is not trained again; one whose settings have changed since is an error. In <output>: results.md,
 results.json and results.png, written anew after every run. How the file is written: configs/comparison/synthdrive.yaml.

@@ -202,6 +202,8 @@ def train_all(
 ) -> dict[Run, str]:
     """Train and evaluate what is not finished, one run after the other, going on where one fails.
 
+    Several processes may work on the same runs: each takes what no other has taken.
+
     Args:
         keep_checkpoints: otherwise a run's models are deleted when it has been evaluated.
         after_each: called when a run is finished.
@@ -224,18 +226,20 @@ def train_all(
         if failure:
             failures[run] = failure
             logger.error("%s failed: %s. The others go on.", run, failure)
-        else:
+        elif is_finished(run):
             after_each()
             logger.info("%s is done. %s", run, _remaining(runs, len(open_runs) - index))
     return failures
 
 
 def train_one(run: Run, train: Train, keep_checkpoints: bool = False) -> str:
-    """Train, evaluate and record one run; return why it failed, or ""."""
+    """Train, evaluate and record one run, unless another process does or has; return why it failed, or ""."""
     run.folder.mkdir(parents=True, exist_ok=True)
     with _locked(run.folder / LOCK_FILE) as free:
         if not free:
-            return f"another process is training into {run.folder}"
+            logger.info("%s is left to the process that is training it.", run)
+        if not free or is_finished(run):
+            return ""
         start = time.monotonic()
         exit = train(run.arguments, run.folder / LOG_FILE)
         if exit.code:
