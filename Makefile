@@ -1,7 +1,7 @@
 # make demo   generate data, train, evaluate in every weather, draw
 # make test   the test suite
 # make benchmark   the CPU rows of docs/performance.md
-# Both make the environment first, in .venv, unless PYTHON names one that is ready: make test PYTHON=python3
+# All make the environment first, in .venv, unless PYTHON names one that is ready: make test PYTHON=python3
 
 PYTHON ?= .venv/bin/python
 BASE_PYTHON ?= python3

@@ -473,6 +473,13 @@ def test_position_embeddings_of_an_oblong_picture_are_resampled_to_another_size(
     torch.testing.assert_close(rows, rows[:1].expand(4, -1))
 
 
+def test_a_damaged_file_of_weights_is_an_error_that_names_it(tmp_path):
+    file = tmp_path / "vit.safetensors"
+    file.write_bytes(b"no weights")
+    with pytest.raises(RuntimeError, match="vit.safetensors does not hold the weights of test_vit"):
+        create_timm_vit("test_vit", str(file), 16, SIZE)
+
+
 @pytest.mark.parametrize("size", [(288, 480), (224, 224)])
 def test_the_shipped_weights_are_small_and_load_completely_at_every_size(size):
     assert SHIPPED["synthdrive"].stat().st_size < 12_000_000

@@ -8,7 +8,7 @@ from typing import Sequence
 
 import timm
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 # Weights that come with this package, by what MODEL.VIT.WEIGHTS calls them: see docs/pretraining.md.
@@ -80,7 +80,7 @@ def create_timm_vit(
     if any(size % patch_size for size in img_size):
         raise ValueError(f"MODEL.VIT.IMG_SIZE {list(img_size)} has to be a multiple of PATCH_SIZE {patch_size}.")
     _check_name(name)
-    own_size = _noted_size(weights) or img_size
+    own_size = _noted_size(name, weights) or img_size
     model = _create(name, weights, patch_size=patch_size, img_size=tuple(own_size), drop_path_rate=drop_path)
     if not hasattr(model, "blocks") or not hasattr(model, "forward_intermediates"):
         raise ValueError(f"{name} is not a ViT with .blocks: choose one of timm.list_models('vit_*').")
@@ -97,12 +97,15 @@ def find_weights(weights: str) -> str:
     return str(SHIPPED.get(weights, weights))
 
 
-def _noted_size(weights: str) -> list[int] | None:
+def _noted_size(name: str, weights: str) -> list[int] | None:
     """(H, W) in pixels that a file's position embeddings are for; None where it does not say, and timm takes them as square."""
     if not weights.endswith(".safetensors"):
         return None
-    with safe_open(weights, "pt") as file:
-        noted = (file.metadata() or {}).get(IMG_SIZE)
+    try:
+        with safe_open(weights, "pt") as file:
+            noted = (file.metadata() or {}).get(IMG_SIZE)
+    except SafetensorError as error:
+        raise RuntimeError(_weights_remedy(name, weights, error)) from error
     return noted and json.loads(noted)
 
 

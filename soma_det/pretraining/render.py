@@ -12,6 +12,7 @@ import numpy as np
 from soma_det.data.synthdrive.generate import DOMAINS
 from soma_det.data.synthdrive.scene import render_departures, render_scene
 from soma_det.data.weather import apply_weather
+from soma_det.evaluation.files import atomic_path
 from soma_det.pretraining.pictures import MOMENTS, WEATHER_FOLDER
 
 _QUALITY = 92
@@ -58,6 +59,5 @@ def _write_scene(root: str, seed: int, index: int) -> None:
         encoded, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
         if not encoded:
             raise OSError(f"OpenCV could not encode {path} as JPEG.")
-        partial_file = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        partial_file.write_bytes(data.tobytes())
-        os.replace(partial_file, path)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(data.tobytes())

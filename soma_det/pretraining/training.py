@@ -3,17 +3,18 @@
 import json
 import logging
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from soma_det.evaluation.files import atomic_path
 from soma_det.modeling.vit import IMG_SIZE
 from soma_det.pretraining.encoder import CropEncoder
 from soma_det.pretraining.pictures import Batch, PictureStream
@@ -156,18 +157,18 @@ class Pretraining:
         left = min((self.steps - self.iteration) / rate, limit - seconds)
         recent = self.losses[-50:]
         logger.info(
-            "iteration %d of %d, loss %.4f (%s), lr %.2e, %.1f pictures per second, ETA %d:%02d:%02d",
+            "iteration %d of %d, loss %.4f (%s), lr %.2e, %.1f pictures per second, ETA %s",
             self.iteration,
             self.steps,
             sum(recent) / len(recent),
             ", ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in self.parts.items()),
             self.optimizer.param_groups[0]["lr"],
             rate * self.stream.batch_size,
-            *_clock(left),
+            timedelta(seconds=max(0, round(left))),
         )
 
     def save(self) -> None:
-        """Write the checkpoint beside its place and move it there when it is complete."""
+        """Write the checkpoint, whole or not at all."""
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -176,7 +177,8 @@ class Pretraining:
             "losses": self.losses,
             "settings": self.settings,
         }
-        _write_atomically(self.output / CHECKPOINT, lambda path: torch.save(state, path))
+        with atomic_path(self.output / CHECKPOINT) as temporary:
+            torch.save(state, temporary)
 
 
 def _avoid_fused_attention(model: nn.Module) -> None:
@@ -193,19 +195,8 @@ def export_weights(vit: nn.Module, path: str | Path) -> None:
     """
     weights = {name: tensor.detach().half().cpu().contiguous() for name, tensor in vit.state_dict().items()}
     metadata = {"format": "pt", IMG_SIZE: json.dumps(list(vit.patch_embed.img_size))}
-    _write_atomically(Path(path), lambda partial: partial.write_bytes(save(weights, metadata=metadata)))
-
-
-def _write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    write(partial)
-    os.replace(partial, path)
-
-
-def _clock(seconds: float) -> tuple[int, int, int]:
-    """Hours, minutes, seconds."""
-    whole = max(0, round(seconds))
-    return whole // 3600, whole // 60 % 60, whole % 60
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(save(weights, metadata=metadata))
 
 
 @contextmanager
