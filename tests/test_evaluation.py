@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from soma_det.evaluation import WeatherEvaluator
-from soma_det.evaluation.files import atomic_path
+from soma_det.files import atomic_path
 
 CLASSES = ["bus", "bike", "car"]
 

@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from soma_det.config import setup_cfg
 from soma_det.data import register_from_config
-from soma_det.evaluation.files import atomic_path
 from soma_det.evaluation.summary import shorten_names
+from soma_det.files import atomic_path
 from soma_det.predictor import build_predictor
 from soma_det.visualization import Predict, contact_sheet, draw_detections, draw_split, predictions_lookup, read_rgb
 

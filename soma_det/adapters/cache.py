@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import os
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Mapping
@@ -19,6 +18,8 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from soma_det.files import write_bytes
 
 FORMAT = 1  # part of every key: raise it when what is stored, or how it is computed, changes
 Factors = dict[str, tuple[Tensor, Tensor]]  # layer -> a (parts, rank, in), b (parts, out / parts, rank)
@@ -69,15 +70,10 @@ class DecompositionCache:
             return
         tensors = {f"{layer}.{name}": t for layer, pair in factors.items() for name, t in zip("ab", pair)}
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        temporary = self.path.with_name(f".{self.path.stem}-{uuid.uuid4().hex}")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(save(tensors, {"digest": _digest(tensors)}))
-            os.replace(temporary, self.path)
+            write_bytes(self.path, save(tensors, {"digest": _digest(tensors)}))
         except OSError as error:
             logger.warning("Cannot keep the decomposition in %s (%s): set SOMA_DET_CACHE.", self.path.parent, error)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def content_key(weights: Mapping[str, Tensor], settings: Mapping[str, int | str | None]) -> str:

@@ -22,8 +22,8 @@ from soma_det.comparison.statistics import (
     spread,
     summarize_splits,
 )
-from soma_det.evaluation.files import atomic_path, write_text
 from soma_det.evaluation.summary import CHART_FILE, RESULTS_FILE, TABLES_FILE, shorten_names
+from soma_det.files import atomic_path, write_text
 
 METRICS = {"voc_AP50": ("voc", "AP50"), "coco_AP": ("bbox", "AP")}
 MAIN = "voc_AP50"

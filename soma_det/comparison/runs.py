@@ -26,8 +26,8 @@ from soma_det.comparison.pictures import resample_split
 from soma_det.comparison.plan import Comparison, flat_settings
 from soma_det.config import setup_cfg
 from soma_det.evaluation.coco import PREDICTIONS_FILE
-from soma_det.evaluation.files import atomic_path, write_text
 from soma_det.evaluation.summary import load_results
+from soma_det.files import atomic_path, write_text
 from soma_det.modeling.freezing import freeze, match_modules
 from soma_det.modeling.vit import count_parameters, find_weights
 

@@ -18,8 +18,8 @@ from detectron2.utils import comm
 from faster_coco_eval import COCO, COCOeval_faster
 
 from soma_det.evaluation.boxes import Detections, GroundTruth, load_ground_truth
-from soma_det.evaluation.files import atomic_path
 from soma_det.evaluation.voc import voc_average_precision
+from soma_det.files import atomic_path
 
 COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 PREDICTIONS_FILE = "coco_instances_results.json"

@@ -16,7 +16,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from soma_det.evaluation.chart import draw_domain_chart
-from soma_det.evaluation.files import atomic_path, write_text
+from soma_det.files import atomic_path, write_text
 
 RESULTS_FILE, TABLES_FILE, CHART_FILE = "results.json", "results.md", "results.png"
 COCO_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")

@@ -12,7 +12,7 @@ import numpy as np
 from soma_det.data.synthdrive.generate import DOMAINS
 from soma_det.data.synthdrive.scene import render_departures, render_scene
 from soma_det.data.weather import apply_weather
-from soma_det.evaluation.files import atomic_path
+from soma_det.files import atomic_path
 from soma_det.pretraining.pictures import MOMENTS, WEATHER_FOLDER
 
 _QUALITY = 92

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from soma_det.evaluation.files import atomic_path
+from soma_det.files import atomic_path
 from soma_det.modeling.vit import IMG_SIZE
 from soma_det.pretraining.encoder import CropEncoder
 from soma_det.pretraining.pictures import Batch, PictureStream

@@ -15,6 +15,7 @@ import numpy as np
 from soma_det.data.synthdrive.scene import Scene, render_scene
 from soma_det.data.synthdrive.voc import annotation_xml, write_list
 from soma_det.data.weather import apply_weather
+from soma_det.files import write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def generate(
     yield from _run(jobs, workers or os.cpu_count() or 1)
     for domain, numbers in settings["counts"].items():
         _write_lists(root, domain, numbers)
-    _write_bytes(root / MANIFEST, _to_json(settings))
+    write_bytes(root / MANIFEST, _to_json(settings))
     (root / _STARTED).unlink()
 
 
@@ -122,7 +123,7 @@ def _prepare_folders(root: Path, settings: dict) -> None:
     for domain in settings["counts"]:
         for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
             (root / domain / "VOC2007" / folder).mkdir(parents=True, exist_ok=True)
-    _write_bytes(root / _STARTED, _to_json(settings))
+    write_bytes(root / _STARTED, _to_json(settings))
 
 
 def _to_json(settings: dict) -> bytes:
@@ -156,15 +157,8 @@ def _write_picture(job: Job) -> None:
     encoded, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
     if not encoded:
         raise OSError(f"OpenCV could not encode {picture} as JPEG.")
-    _write_bytes(picture, data.tobytes())
-    _write_bytes(annotation, annotation_xml(picture.name, job.height, job.width, scene.boxes, scene.labels))
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    """Write under another name first: a file under the right name is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    write_bytes(picture, data.tobytes())
+    write_bytes(annotation, annotation_xml(picture.name, job.height, job.width, scene.boxes, scene.labels))
 
 
 def _write_lists(root: Path, domain: str, numbers: list[int]) -> None:
