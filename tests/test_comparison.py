@@ -28,9 +28,10 @@ from soma_det.comparison.pictures import (
     resampled_average_precision,
     weighted_average_precision,
 )
-from soma_det.comparison.plan import Comparison, Configuration, require_comparable
+from soma_det.comparison.plan import Comparison, Configuration, require_comparable, require_validation
 from soma_det.comparison.runs import RECORD_FILE, Exit, Finished, Run, count_trainable, require_unchanged, train_one
 from soma_det.comparison.statistics import bootstrap_interval, paired_difference, spread, summarize_splits
+from soma_det.config import setup_cfg
 from soma_det.data import register_from_config
 from soma_det.evaluation.boxes import Detections, GroundTruth, load_ground_truth
 from soma_det.evaluation.coco import save_predictions
@@ -74,6 +75,14 @@ def test_unseen_is_the_mean_without_the_source_and_relative_divides_by_it():
     series = summarize_splits({"clear": np.array([60.0, 0.0]), "fog": np.array([48.0, 3.0])}, "clear")
     assert series["unseen"].tolist() == [48, 3]
     assert series["relative"][0] == 80 and math.isnan(series["relative"][1])
+
+
+def test_choosing_takes_the_source_and_one_weather_and_the_held_out_mean_neither():
+    scores = {"clear": 60.0, "night": 30.0, "fog": 48.0, "rain": 20.0}
+    of = summarize_splits(scores, "clear", validation="night")
+    assert (of["choosing"], of["held_out"]) == (45, 34)
+    assert of["unseen"] == pytest.approx(98 / 3)  # with the weather that chose
+    assert "choosing" not in summarize_splits(scores, "clear")
 
 
 def test_differences_are_paired_by_seed_and_use_only_seeds_that_both_have():
@@ -257,13 +266,24 @@ def test_runs_that_differ_in_more_than_the_adapter_or_see_unseen_weather_are_ref
     assert not (tmp_path / "out").exists()
 
 
+def test_settings_cannot_be_chosen_by_the_source_or_by_the_only_unseen_weather(data, tmp_path):
+    cfg = tiny_cfg(data, tmp_path)
+    for validation in (CLEAR, NIGHT, "nowhere"):
+        with pytest.raises(ValueError, match=f"validation of the comparison file is '{validation}'"):
+            require_validation(cfg, validation)
+    cfg = setup_cfg(CONFIG, [*options(data, tmp_path), "DATASETS.TEST", (CLEAR, NIGHT, "tiny_rainy_test")])
+    require_validation(cfg, NIGHT)
+    require_validation(cfg, "")
+
+
 @pytest.mark.parametrize("path", COMPARISONS, ids=[path.stem for path in COMPARISONS])
 def test_every_comparison_file_can_be_compared(path):
     runs = plan_runs(load_comparison(path, seeds=[1]), "output/comparison")
-    assert len(runs) >= 10
+    assert {"frozen", "full", "soma", "biases", "lora"} <= {run.name for run in runs}
     for run in runs:
         register_from_config(run.cfg)
     require_comparable({run.name: run.cfg for run in runs})
+    require_validation(runs[0].cfg, load_comparison(path).validation)
 
 
 def test_the_comparison_on_generated_scenes_has_every_adapter():
@@ -352,8 +372,9 @@ def trained(data, tmp_path):
     return [finished(cfg, tmp_path, *key, *values) for key, values in scores.items()]
 
 
-def comparison_of(names, classes=()):
-    return Comparison(tuple(Configuration(name, "a.yaml", ()) for name in names), (1, 2), "soma", tuple(classes))
+def comparison_of(names, classes=(), validation=""):
+    configurations = tuple(Configuration(name, "a.yaml", ()) for name in names)
+    return Comparison(configurations, (1, 2), "soma", tuple(classes), validation)
 
 
 def test_the_report_holds_the_numbers_of_all_runs(trained, tmp_path):
@@ -386,6 +407,21 @@ def test_scores_over_chosen_classes_are_their_mean_in_table_and_interval(trained
     assert content["scores"]["coco_AP"]["lora"]["unseen"]["mean"] == 17.5
     assert content["differences"]["lora"]["unseen"]["interval"] == [-3, -1]
     assert "VOC AP50 of car" in (tmp_path / "results.md").read_text()
+
+
+def test_settings_chosen_by_the_source_and_one_weather_are_reported_by_the_others(trained, tmp_path):
+    fog = "tiny_foggy_test"
+    for one, score in zip(trained, (20.0, 22.0, 27.0, 25.0)):
+        one.results[fog], one.resampled[fog] = result(score, {"car": score, "bus": score}), np.full((20, 2), score)
+    text = write_report(tmp_path, comparison_of(["lora", "soma"], validation=NIGHT), trained, {}, [], {})
+    content = json.loads((tmp_path / "results.json").read_text())
+    chosen = {name: scores["choosing"]["mean"] for name, scores in content["scores"]["voc_AP50"].items()}
+    assert chosen == {"soma": 47, "lora": 46.5}  # soma: (60 + 30) / 2 and (64 + 34) / 2
+    assert content["differences"]["lora"]["held_out"] == {
+        "values": {"1": 7, "2": 3}, "mean": 5, "sd": pytest.approx(math.sqrt(8)), "interval": [3, 7],
+    }  # fmt: skip
+    table = text.split("settings chosen by daytime clear and night sunny and confirmed on the rest")[1].split("cost")[0]
+    assert table.index("soma") < table.index("lora") and "+5.0 [+3.0, +7.0]" in table
 
 
 def test_a_report_of_one_run_leaves_out_what_takes_more(trained, tmp_path):

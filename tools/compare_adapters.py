@@ -17,7 +17,7 @@ import torch
 from detectron2.utils.logger import setup_logger
 
 from soma_det.comparison import TrainingProcess, load_comparison, load_finished, plan_runs, train_all, write_report
-from soma_det.comparison.plan import require_classes, require_comparable
+from soma_det.comparison.plan import require_classes, require_comparable, require_validation
 from soma_det.comparison.runs import is_finished
 from soma_det.config import check_device
 from soma_det.data import check_data_exists, register_from_config
@@ -86,6 +86,7 @@ def prepare(comparison, output):
     check_device(runs[0].cfg)
     require_comparable({run.name: run.cfg for run in runs})
     require_classes(runs[0].cfg, comparison.classes)
+    require_validation(runs[0].cfg, comparison.validation)
     check_data_exists([*runs[0].cfg.DATASETS.TRAIN, *runs[0].cfg.DATASETS.TEST])
     return runs
 

@@ -11,7 +11,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-KEYS = {"config", "options", "seeds", "reference", "classes", "runs"}
+KEYS = {"config", "options", "seeds", "reference", "classes", "validation", "runs"}
 # What a comparison holds equal: data and their order, number of iterations, and the detector on top of the backbone.
 EQUAL = (
     "DATALOADER",
@@ -54,12 +54,14 @@ class Comparison:
     Attributes:
         reference: name of the configuration that all others are paired with.
         classes: what scores are averaged over; empty: all.
+        validation: the unseen test set by which settings may be chosen, beside the source; empty: none.
     """
 
     configurations: tuple[Configuration, ...]
     seeds: tuple[int, ...]
     reference: str
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] = ()
+    validation: str = ""
 
 
 def load_comparison(
@@ -76,6 +78,7 @@ def load_comparison(
         seeds: [1, 2, 3]
         reference: soma                 # what the others are paired with
         classes: [car, person]          # scores are means over these; without it, over all
+        validation: night_rainy_test    # settings are chosen by this test set and the source, and confirmed on the others
         runs:
           soma: {}
           lora: {MODEL.ADAPTER.NAME: lora}
@@ -101,7 +104,8 @@ def load_comparison(
         raise ValueError(f"{path} has no run {', '.join(map(repr, unknown))}; it has {', '.join(names)}.")
     chosen = tuple(c for c in configurations if not only or c.name in only or c.name == reference)
     classes = tuple(content.get("classes") or ())
-    return Comparison(chosen, _check_seeds(seeds or content.get("seeds") or ()), reference, classes)
+    seeds = _check_seeds(seeds or content.get("seeds") or ())
+    return Comparison(chosen, seeds, reference, classes, content.get("validation") or "")
 
 
 def require_comparable(cfgs: dict[str, CfgNode]) -> None:
@@ -129,6 +133,15 @@ def require_classes(cfg: CfgNode, classes: Sequence[str]) -> None:
     unknown = [name for name in classes if name not in known]
     if unknown:
         raise ValueError(f"classes of the comparison file: {unknown} are not among the data set's {list(known)}.")
+
+
+def require_validation(cfg: CfgNode, validation: str) -> None:
+    """Raise a ValueError unless it is empty or an unseen test set, and others are left to confirm what it chooses."""
+    unseen = [name for name in cfg.DATASETS.TEST if name != cfg.DATASETS.SOURCE_TEST]
+    if validation and (validation not in unseen or len(unseen) < 2):
+        raise ValueError(
+            f"validation of the comparison file is {validation!r}: choose one of two or more from {unseen}."
+        )
 
 
 def flat_settings(cfg: CfgNode, prefix: str = "") -> dict[str, object]:

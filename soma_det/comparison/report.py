@@ -13,6 +13,8 @@ from soma_det.comparison.chart import draw_comparison_chart
 from soma_det.comparison.plan import Comparison
 from soma_det.comparison.runs import LOG_FILE, Finished, Run
 from soma_det.comparison.statistics import (
+    CHOOSING,
+    HELD_OUT,
     LEVEL,
     RELATIVE,
     UNSEEN,
@@ -142,6 +144,7 @@ def _content(comparison: Comparison, configured: dict[str, Configured], source: 
         "seeds": list(comparison.seeds),
         "classes": list(comparison.classes),
         "reference": comparison.reference,
+        "validation": comparison.validation,
         "pictures": {split: some.results[split]["images"]["count"] for split in splits},
         "boxes": {split: some.results[split]["boxes"] for split in splits},
         "configurations": {name: _describe(configured[name]) for name in order},
@@ -156,7 +159,7 @@ def _values(configured: Configured, metric: str, comparison: Comparison, source:
     by_seed = {}
     for seed, one in configured.runs.items():
         scores = {split: split_score(result, metric, comparison.classes) for split, result in one.results.items()}
-        by_seed[seed] = summarize_splits(scores, source)
+        by_seed[seed] = summarize_splits(scores, source, comparison.validation)
     quantities = next(iter(by_seed.values()))
     return {quantity: {seed: float(by_seed[seed][quantity]) for seed in by_seed} for quantity in quantities}
 
@@ -168,7 +171,7 @@ def _resampled_values(configured: Configured, comparison: Comparison, source: st
         names = list(one.results[source]["boxes"])
         columns = [names.index(name) for name in comparison.classes] or list(range(len(names)))
         scores = {split: _class_mean(one.resampled[split][:, columns]) for split in one.results}
-        by_seed[seed] = summarize_splits(scores, source)
+        by_seed[seed] = summarize_splits(scores, source, comparison.validation)
     quantities = next(iter(by_seed.values()))
     return {quantity: {seed: by_seed[seed][quantity] for seed in by_seed} for quantity in quantities}
 
@@ -231,6 +234,8 @@ def _tables(content: dict) -> dict[str, dict]:
     if content["differences"]:
         heading = f"{metric} minus that of {content['reference']}, with {LEVEL} % interval"
         tables[heading] = _difference_table(content)
+    if content["validation"]:
+        tables[_choice_heading(content)] = _choice_table(content)
     tables["What it costs"] = _cost_table(content)
     tables["VOC AP50 per class, mean over the unseen splits and seeds (number of boxes there)"] = _class_table(content)
     tables[metric.replace("VOC AP50", "COCO AP") + ", mean ± standard deviation over seeds"] = _score_table(
@@ -271,6 +276,22 @@ def _difference_table(content: dict) -> dict:
         per_seed = of[UNSEEN].values.values()
         better = f"{sum(d > 0 for d in per_seed)} of {len(per_seed)}"
         rows.append([name, _with_interval(of[UNSEEN]), better, *(_with_interval(of[key]) for key in (source, *unseen))])
+    return _table(headers, rows)
+
+
+def _choice_heading(content: dict) -> str:
+    source, validation = (content["labels"][content[key]] for key in ("source", "validation"))
+    return f"{_metric_name(content)}, settings chosen by {source} and {validation} and confirmed on the rest"
+
+
+def _choice_table(content: dict) -> dict:
+    """The best by the source and one weather first, with what the choice comes to in the other weathers."""
+    headers = ["configuration", "chosen by", "held out", f"held out, minus {content['reference']}"]
+    scores, differences = content["scores"][MAIN], content["differences"]
+    rows = []
+    for name in sorted(scores, key=lambda name: -np.nan_to_num(scores[name][CHOOSING].mean)):
+        difference = _with_interval(differences[name][HELD_OUT]) if name in differences else ""
+        rows.append([name, _plus_minus(scores[name][CHOOSING]), _plus_minus(scores[name][HELD_OUT]), difference])
     return _table(headers, rows)
 
 

@@ -5,12 +5,13 @@ place of each number, as resampling gives them.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 UNSEEN, RELATIVE = "unseen", "relative"
+CHOOSING, HELD_OUT = "choosing", "held_out"
 LEVEL = 95  # percent, of every interval
 
 
@@ -40,20 +41,30 @@ class Difference(Spread):
     interval: tuple[float, float]
 
 
-def summarize_splits(scores: Mapping[str, float | np.ndarray], source: str) -> dict[str, float | np.ndarray]:
+def summarize_splits(
+    scores: Mapping[str, float | np.ndarray], source: str, validation: str = ""
+) -> dict[str, float | np.ndarray]:
     """The scores, their mean over the unseen splits, and that mean in percent of the source's score.
 
     Args:
-        scores: split -> score or (resamples,) scores; NaN where there is none, which the mean leaves out.
+        scores: split -> score or (resamples,) scores; NaN where there is none, which a mean leaves out.
         source: the split whose weather training has seen.
+        validation: the one unseen split by which settings may be chosen, if there is one.
 
     Returns:
-        the splits, "unseen" and "relative"; the latter is NaN where the source's score is 0.
+        the splits, "unseen" and "relative", which is NaN where the source's score is 0; with a validation split also
+        "choosing", the mean over the source and it, and "held_out", the mean over all others.
     """
-    unseen = _nan_mean(np.stack([np.asarray(score, float) for name, score in scores.items() if name != source]))
-    reference = np.asarray(scores[source], dtype=float)
+    splits = {name: np.asarray(score, dtype=float) for name, score in scores.items()}
+    reference = splits[source]
+    unseen = _mean_of(splits, set(splits) - {source})
     relative = np.divide(100 * unseen, reference, out=np.full_like(reference, np.nan), where=reference > 0)
-    return {**scores, UNSEEN: unseen[()], RELATIVE: relative[()]}
+    summary = {**scores, UNSEEN: unseen[()], RELATIVE: relative[()]}
+    if validation:
+        choosing = {source, validation}
+        summary[CHOOSING] = _mean_of(splits, choosing)[()]
+        summary[HELD_OUT] = _mean_of(splits, set(splits) - choosing)[()]
+    return summary
 
 
 def spread(values: Mapping[int, float]) -> Spread:
@@ -105,6 +116,10 @@ def bootstrap_interval(differences: np.ndarray) -> tuple[float, float]:
         return float("nan"), float("nan")
     low, high = np.nanpercentile(means, [tail, 100 - tail])
     return float(low), float(high)
+
+
+def _mean_of(splits: Mapping[str, np.ndarray], names: Collection[str]) -> np.ndarray:
+    return _nan_mean(np.stack([score for name, score in splits.items() if name in names]))
 
 
 def _nan_mean(values: np.ndarray) -> np.ndarray:
