@@ -172,6 +172,16 @@ def test_a_coco_json_is_checked_against_the_number_of_classes(cfg, tmp_path):
         register_from_config(cfg)
 
 
+def test_data_sets_that_number_their_classes_otherwise_do_not_go_together(cfg, tmp_path):
+    use_coco(cfg, tmp_path)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("own",), ("toy_rainy_train",)
+    cfg.DATASETS.WEATHER.CLASSES = ["truck", "car"]
+    with pytest.raises(ValueError, match="'toy_rainy_train' has the classes truck, car, but 'own' has car, truck"):
+        register_from_config(cfg)
+    cfg.DATASETS.WEATHER.CLASSES = ["car", "truck"]
+    register_from_config(cfg)
+
+
 def test_a_changed_coco_json_is_read_again(cfg, tmp_path):
     import os
 

@@ -29,7 +29,16 @@ from soma_det.comparison.pictures import (
     weighted_average_precision,
 )
 from soma_det.comparison.plan import Comparison, Configuration, require_comparable, require_validation
-from soma_det.comparison.runs import RECORD_FILE, Exit, Finished, Run, count_trainable, require_unchanged, train_one
+from soma_det.comparison.runs import (
+    RECORD_FILE,
+    Exit,
+    Finished,
+    Run,
+    count_trainable,
+    data_sha256,
+    require_unchanged,
+    train_one,
+)
 from soma_det.comparison.statistics import bootstrap_interval, paired_difference, spread, summarize_splits
 from soma_det.config import setup_cfg
 from soma_det.data import register_from_config
@@ -109,11 +118,23 @@ def test_two_seeds_that_disagree_give_an_interval_from_one_to_the_other():
     assert bootstrap_interval(np.array([[6.0]] + 5 * [[0.0]]).repeat(20000, axis=1)) == (0, 3)
 
 
-def test_the_interval_of_a_single_seed_is_that_of_the_pictures():
-    assert bootstrap_interval(np.arange(1001.0)[None]) == pytest.approx((25, 975))
-    with_gaps = np.where(np.arange(1001) % 2, NAN, 7.0)[None]
+def test_seeds_that_agree_leave_the_interval_of_the_pictures():
+    assert bootstrap_interval(np.tile(np.arange(1001.0), (2, 1))) == pytest.approx((25, 975))
+    with_gaps = np.tile(np.where(np.arange(1001) % 2, NAN, 7.0), (2, 1))
     assert bootstrap_interval(with_gaps) == (7, 7)
+
+
+def test_a_single_seed_or_no_score_has_no_interval():
+    assert all(map(math.isnan, bootstrap_interval(np.arange(1001.0)[None])))
     assert all(map(math.isnan, bootstrap_interval(np.full((2, 10), NAN))))
+
+
+def test_what_resampling_adds_to_every_score_does_not_move_the_interval():
+    pictures = np.array([-1.0, 0.0, 1.0] * 400)
+    scores, resampled = {1: 12.0, 2: 12.0}, {1: 20 + pictures, 2: 15 + pictures}  # by 8 and 3 too high
+    none = np.zeros(1200)
+    difference = paired_difference(scores, {1: 10.0, 2: 10.0}, resampled, {1: 10 + none, 2: 10 + none})
+    assert difference.mean == 2 and difference.interval == pytest.approx((1, 3))
 
 
 def boxes(*rows):
@@ -509,6 +530,20 @@ def test_a_run_evaluated_but_not_recorded_is_evaluated_again_and_not_trained(dat
     new = [json.loads(line) for line in (folder / "metrics.json").read_text()[len(lines) :].splitlines()]
     assert not any("total_loss" in line for line in new)
     assert json.loads((folder / "results.json").read_text())["results"] == json.loads(scores)["results"]
+
+
+def test_other_data_under_the_same_names_are_noticed(data, tmp_path):
+    cfg = tiny_cfg(data, tmp_path)
+    run = Run("soma", 1, (), tmp_path / "soma" / "seed1", cfg)
+    run.folder.mkdir(parents=True)
+    (run.folder / "config.yaml").write_text(cfg.dump())
+    fingerprint = data_sha256((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+    (run.folder / "run.json").write_text(json.dumps({"weights_sha256": "", "data_sha256": fingerprint}))
+    require_unchanged(run)
+    assert data_sha256(cfg.DATASETS.TEST) != fingerprint  # without the training pictures
+    (run.folder / "run.json").write_text(json.dumps({"weights_sha256": "", "data_sha256": data_sha256(())}))
+    with pytest.raises(ValueError, match="was trained with other pictures or boxes"):
+        require_unchanged(run)
 
 
 def test_other_pretrained_weights_under_the_same_name_are_noticed(data, tmp_path):

@@ -539,3 +539,8 @@ def test_the_tool_trains_resumes_and_reports_mistakes(pictures, tmp_path, capsys
     assert "other settings (lr)" in capsys.readouterr().err
     assert pretrain_vit.main(["--pictures", str(tmp_path / "nowhere"), "--output", str(tmp_path / "o")]) == 1
     assert "holds no pictures" in capsys.readouterr().err
+    assert pretrain_vit.main(command + ["--crop", "64", "64"]) == 1
+    assert "larger than --img-size" in capsys.readouterr().err
+    next(iter(pictures.rglob("*.png"))).write_bytes(b"no picture")
+    assert pretrain_vit.main([*command, "--output", str(tmp_path / "broken"), "--batch", "8"]) == 1
+    assert "cannot be read as a picture" in capsys.readouterr().err

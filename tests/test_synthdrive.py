@@ -208,6 +208,16 @@ def test_another_set_in_the_folder_is_an_error_unless_it_may_be_overwritten(tmp_
     assert not (tmp_path / "dusk_rainy").exists() and stranger.exists()
 
 
+def test_a_folder_of_other_pictures_is_left_as_it_is(tmp_path):
+    listed = tmp_path / "dusk_rainy" / "VOC2007" / "ImageSets" / "Main" / "test.txt"
+    listed.parent.mkdir(parents=True)
+    listed.write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="holds dusk_rainy, which is no SynthDrive"):
+            _run(tmp_path, {"dusk_rainy": (0, 2), "daytime_foggy": (0, 1)}, overwrite=overwrite)
+    assert listed.read_text() == "mine" and [path.name for path in tmp_path.iterdir()] == ["dusk_rainy"]
+
+
 @pytest.mark.parametrize("counts", [{"snow": (1, 1)}, {"dusk_rainy": (1, -1)}, {"dusk_rainy": (0, 0)}])
 def test_wrong_counts_are_refused_before_anything_is_written(tmp_path, counts):
     with pytest.raises(ValueError):

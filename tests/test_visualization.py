@@ -285,12 +285,13 @@ def test_tool_draws_folders_with_their_structure_and_skips_what_is_no_picture(
     for path in (photos / "a.png", photos / "a.jpg", photos / "night" / "a.png"):
         Image.fromarray(blue).save(path)
     (photos / "broken.jpg").write_bytes(b"no picture")
+    (photos / "broken.mp4").write_bytes(b"no video")
     args = tool.parse_args(["--config-file", config_file, "--input", str(photos), "--output", str(photos)])
     before = {p: p.read_bytes() for p in photos.rglob("*") if p.is_file()}
     written = tool.main(args)
     names = ["a_detections.jpg", "a_2_detections.jpg", "night/a_detections.jpg"]
     assert written == [photos / name for name in names]
-    assert "broken.jpg" in logs.text and "1 of 4 files were skipped" in logs.text
+    assert "broken.jpg" in logs.text and "broken.mp4" in logs.text and "2 of 5 files were skipped" in logs.text
     assert all(path.read_bytes() == content for path, content in before.items())
     assert fake_model[1][0, 0].tolist() == [255, 90, 90], "the predictor takes BGR"
     assert tool.main(args) == written, "a second run must not draw on the first one's drawings"

@@ -62,7 +62,7 @@ def main(argv=None, train=None) -> int:
                 runs,
                 train or TrainingProcess([sys.executable, str(TRAIN_NET)]),
                 args.keep_checkpoints,
-                after_each=lambda: report(args, comparison, runs, {}),
+                after_each=lambda failures: report(args, comparison, runs, failures),
             )
         except KeyboardInterrupt:
             interrupted = True

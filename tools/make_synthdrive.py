@@ -109,6 +109,15 @@ def _sample(seed: int, domain: str, split: str, index: int, height: int, width: 
     return image
 
 
+def write_contact_sheet(path: Path, seed: int, split: str, height: int, width: int) -> None:
+    """Raises an OSError where OpenCV cannot write it."""
+    if not cv2.haveImageWriter(str(path)):
+        raise OSError(f"OpenCV cannot write {path}: use an ending such as .png or .jpg.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(path), contact_sheet(seed, split, height, width)[..., ::-1]):
+        raise OSError(f"OpenCV could not write {path}: is there room, and may you write there?")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Make the set that the command line asks for."""
     args = parse_arguments(arguments)
@@ -120,21 +129,15 @@ def main(arguments: list[str] | None = None) -> int:
         with tqdm(total=total, unit="picture") as bar:
             for done in generate(args.output, counts, args.seed, height, width, args.workers, args.overwrite):
                 bar.update(done - bar.n)
+        seconds = time.perf_counter() - start
+        speed = f"{done} pictures in {seconds:.1f} s ({done / seconds:.1f} per second)"
+        print(f"{args.output}: {speed if done else 'already complete'}")
+        if args.contact_sheet is not None:
+            write_contact_sheet(args.contact_sheet, args.seed, "test" if args.test else "train", height, width)
+            print(f"{args.contact_sheet}: samples with boxes")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    seconds = time.perf_counter() - start
-    print(
-        f"{args.output}: {done} pictures in {seconds:.1f} s ({done / seconds:.1f} per second)"
-        if done
-        else f"{args.output}: already complete"
-    )
-    if args.contact_sheet is not None:
-        sheet = contact_sheet(args.seed, "test" if args.test else "train", height, width)
-        args.contact_sheet.parent.mkdir(parents=True, exist_ok=True)
-        if not cv2.imwrite(str(args.contact_sheet), sheet[..., ::-1]):
-            raise OSError(f"OpenCV could not write {args.contact_sheet}: use an ending such as .png or .jpg.")
-        print(f"{args.contact_sheet}: samples with boxes")
     return 0
 
 

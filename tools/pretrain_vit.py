@@ -11,7 +11,7 @@ Objectives: "moving" learns from what comes and goes before a fixed camera, so i
 under the same names, the same views on a gray day in moment0/ (all road users), moment1/ (some have left) and moment2/ (none).
 "hog" and "pixels" hide patches and predict them, from any pictures.
 
---render N first draws N SynthDrive scenes in every weather into the folder, with these moments. The same command run again
+--render N first draws N SynthDrive scenes into the folder, each in one of five weathers, with these moments. The same command run again
 goes on where it was stopped, by Ctrl-C, by --minutes or otherwise. Writes checkpoint.pth and vit.safetensors; the latter is
 for MODEL.VIT.WEIGHTS, with MODEL.VIT.NAME as given here.
 """
@@ -39,7 +39,7 @@ from soma_det.pretraining.training import WEIGHTS, Pretraining
 PATCH = 16  # pixels
 
 # What the resulting weights are a function of, besides the pictures: a run resumes under the same values only.
-SETTINGS = ("pictures", "model", "img_size", "crop", "objective", "mask", "steps", "batch", "lr", "seed")
+SETTINGS = ("pictures", "model", "img_size", "crop", "objective", "mask", "steps", "batch", "lr", "precision", "seed")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -47,7 +47,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--pictures", required=True, help="folder of pictures, searched recursively")
-    add("--render", type=int, metavar="N", help="draw N SynthDrive scenes into it first")
+    add("--render", type=int, metavar="N", help="draw N SynthDrive scenes into it first, N / 5 a weather")
     add("--output", required=True, help="folder for the checkpoint and the weights")
     add("--model", default="vit_tiny_patch16_224", help="a timm ViT with patches of 16 pixels (default: %(default)s)")
     add("--img-size", type=int, nargs=2, default=[288, 480], metavar=("H", "W"), help="of the detector, pixels")
@@ -97,6 +97,10 @@ def build(args: argparse.Namespace) -> Pretraining:
     """The run of the command line, at its beginning."""
     if any(size % PATCH for size in args.crop):
         raise ValueError(f"--crop {args.crop} has to be a multiple of {PATCH} pixels, the patch size.")
+    if any(crop > size for crop, size in zip(args.crop, args.img_size)):
+        raise ValueError(
+            f"--crop {args.crop} is larger than --img-size {args.img_size}, for which the ViT has positions."
+        )
     torch.manual_seed(args.seed)
     model = build_model(args)
     stream = build_stream(args, model)
@@ -117,10 +121,10 @@ def main(arguments: list[str] | None = None) -> int:
             render(args)
         training = build(args)
         training.resume()
-    except (ValueError, OSError) as error:
+        done = training.run(args.minutes)
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"pretrain_vit.py: {error}", file=sys.stderr)
         return 1
-    done = training.run(args.minutes)
     print(
         f"{args.output}/{WEIGHTS}: iteration {training.iteration} of {args.steps}, {training.seconds / 60:.1f} minutes"
     )

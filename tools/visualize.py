@@ -165,16 +165,16 @@ def draw_inputs(args: argparse.Namespace, cfg: CfgNode) -> list[Path]:
 
     Raises:
         OSError: a picture or video that was named does not exist or cannot be read, or no file was drawn at all.
-            Unreadable pictures of a folder are skipped with a warning.
+            Unreadable files of a folder are skipped with a warning.
     """
     jobs = list(_plan(args.input, Path(args.output)))  # before the model is loaded: paths may be wrong
     predictor, classes = build_predictor(cfg), _class_names(cfg)
     written, skipped = [], 0
     for source, target, named in tqdm(jobs, desc="input", unit="file", disable=len(jobs) == 1):
-        if source.suffix.lower() in VIDEO_SUFFIXES:
-            written.append(draw_video(source, target, predictor, classes, args.score_threshold))
-            continue
         try:
+            if source.suffix.lower() in VIDEO_SUFFIXES:
+                written.append(draw_video(source, target, predictor, classes, args.score_threshold))
+                continue
             image = read_rgb(source)
         except OSError as error:
             if named:

@@ -30,7 +30,7 @@ def draw_comparison_chart(
         rows: "name", "source" and "unseen" (:class:`Spread`) and "difference" (:class:`Difference` or None).
         source: the source split's label.
         reference: name of the reference, which is printed bold.
-        path: image file, its format given by the suffix; overwritten.
+        path: PNG file; overwritten.
         metric: what the scores are; written at the axis.
     """
     rows = sorted(rows, key=lambda row: (math.isnan(row["unseen"].mean), -row["unseen"].mean))
@@ -63,8 +63,8 @@ def _draw_scores(axes: Axes, rows: Sequence[dict]) -> None:
         first, last = sorted(means)
         _annotate(axes, y, f"{first:.1f}", first, left=True)
         _annotate(axes, y, f"{last:.1f}", last)
-    lowest = min((v for row in rows for v in row["unseen"].values.values()), default=0.0)
-    highest = max((v for row in rows for k in ("source", "unseen") for v in row[k].values.values()), default=0.0)
+    values = [value for row in rows for key in ("source", "unseen") for value in row[key].values.values()]
+    lowest, highest = min(values, default=0.0), max(values, default=0.0)
     margin = max(1.0, 0.16 * (highest - lowest))
     axes.set_xlim(max(-0.5 * margin, lowest - margin), highest + margin)
 

@@ -41,11 +41,12 @@ NOTES = f"""\
   was chosen, by its score on unseen domains or by any other.
 - Paired differences are taken between runs of the same seed. The {LEVEL} % intervals come from a bootstrap that draws
   both seeds and test pictures anew, with replacement, the same for both sides; the domains are taken as given. An
-  interval that includes 0 shows no difference. Many configurations against one reference: about one interval in twenty
-  excludes 0 by chance alone, since nothing is corrected for their number.
+  interval that includes 0 shows no difference. Many configurations against one reference: at least one interval in
+  twenty excludes 0 by chance alone, with few seeds more, since nothing is corrected for their number.
 - Time: median over iterations, then over seeds, as the training itself measured it; other work on the machine shows in
   it. Memory: the highest of all seeds; on a CPU the resident memory of the training process, with Python and its
-  libraries and with evaluation, on CUDA the memory that tensors took.
+  libraries and with evaluation, on CUDA the memory that tensors took. Of a run that was interrupted the memory and the
+  total time are those of its last part.
 """
 
 
@@ -345,7 +346,7 @@ def _markdown(content: dict, tables: dict[str, dict], problems: dict, metadata: 
 
 
 def _few_seeds(content: dict) -> str:
-    seeds = len(content["seeds"])
+    seeds = min(len(of["seeds"]) for of in content["configurations"].values())
     if seeds >= FEW_SEEDS:
         return ""
     return (

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 
 from soma_det.comparison.pictures import resample_split
@@ -173,7 +174,7 @@ def plan_runs(comparison: Comparison, output: str | Path) -> list[Run]:
 
 
 def require_unchanged(run: Run) -> None:
-    """Raise a ValueError if the run's folder holds a training with other settings or other pretrained weights."""
+    """Raise a ValueError if the run's folder holds a training with other settings, pretrained weights or data."""
     saved = run.folder / "config.yaml"
     if saved.is_file() and (is_finished(run) or (run.folder / "last_checkpoint").is_file()):
         before, now = flat_settings(setup_cfg(str(saved))), flat_settings(run.cfg)
@@ -181,8 +182,14 @@ def require_unchanged(run: Run) -> None:
         if changed:
             key = changed[0]
             _refuse(run, f"{key} {before.get(key)!r}, where now it is {now[key]!r}")
-    if is_finished(run) and _read_record(run)["weights_sha256"] != weights_sha256(run.cfg):
+    if not is_finished(run):
+        return
+    record = _read_record(run)
+    if record["weights_sha256"] != weights_sha256(run.cfg):
         _refuse(run, f"other content of {run.cfg.MODEL.VIT.WEIGHTS}")
+    data = data_sha256((*run.cfg.DATASETS.TRAIN, *run.cfg.DATASETS.TEST))
+    if record.get("data_sha256", data) != data:
+        _refuse(run, "other pictures or boxes")
 
 
 def _refuse(run: Run, what: str) -> None:
@@ -198,7 +205,10 @@ def is_finished(run: Run) -> bool:
 
 
 def train_all(
-    runs: Sequence[Run], train: Train, keep_checkpoints: bool = False, after_each: Callable[[], None] = lambda: None
+    runs: Sequence[Run],
+    train: Train,
+    keep_checkpoints: bool = False,
+    after_each: Callable[[dict[Run, str]], None] = lambda failures: None,
 ) -> dict[Run, str]:
     """Train and evaluate what is not finished, one run after the other, going on where one fails.
 
@@ -206,7 +216,7 @@ def train_all(
 
     Args:
         keep_checkpoints: otherwise a run's models are deleted when it has been evaluated.
-        after_each: called when a run is finished.
+        after_each: called when a run is finished, with those that have failed by then -> why.
 
     Returns:
         the runs that failed -> why.
@@ -227,7 +237,7 @@ def train_all(
             failures[run] = failure
             logger.error("%s failed: %s. The others go on.", run, failure)
         elif is_finished(run):
-            after_each()
+            after_each(failures)
             logger.info("%s is done. %s", run, _remaining(runs, len(open_runs) - index))
     return failures
 
@@ -286,6 +296,17 @@ def weights_sha256(cfg: CfgNode) -> str:
 
 
 @functools.lru_cache
+def data_sha256(names: tuple[str, ...]) -> str:
+    """Of the names of the pictures and of their boxes, set by set; the pictures themselves are not read."""
+    digest = hashlib.sha256()
+    for name in names:
+        for record in DatasetCatalog.get(name):
+            boxes = [(box["category_id"], [float(x) for x in box["bbox"]]) for box in record.get("annotations", ())]
+            digest.update(json.dumps([str(record["image_id"]), boxes]).encode())
+    return digest.hexdigest()
+
+
+@functools.lru_cache
 def _sha256(path: str, changed: int) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
@@ -306,6 +327,7 @@ def _record(run: Run, exit: Exit, seconds: float) -> None:
         "seed": run.seed,
         "arguments": list(run.arguments),
         "weights_sha256": weights_sha256(run.cfg),
+        "data_sha256": data_sha256((*run.cfg.DATASETS.TRAIN, *run.cfg.DATASETS.TEST)),
         "seconds": round(seconds, 1),
         "seconds_per_iteration": seconds_per_iteration(run.folder),
         "peak_memory_mb": _peak_memory_mb(run, exit),

@@ -35,7 +35,8 @@ class Difference(Spread):
     """Score minus the reference's score at the same seed, and the interval of its mean.
 
     Attributes:
-        interval: (low, high) from :func:`bootstrap_interval`; NaN where nothing could be resampled.
+        interval: (low, high) from :func:`bootstrap_interval`; NaN with fewer than two seeds, which tell nothing of how
+            trainings vary, or where nothing could be resampled.
     """
 
     interval: tuple[float, float]
@@ -94,6 +95,9 @@ def paired_difference(
     if not seeds:
         return Difference({}, differences.mean, differences.sd, (float("nan"), float("nan")))
     table = np.stack([resampled[seed] - resampled_reference[seed] for seed in seeds])
+    # Average precision takes maxima, which drawing pictures anew raises, and more so where it is high: of the resampled
+    # differences only the variation is taken, around those that were measured.
+    table += (np.array([*differences.values.values()]) - _nan_mean(table.T))[:, None]
     return Difference(differences.values, differences.mean, differences.sd, bootstrap_interval(table))
 
 
@@ -107,8 +111,13 @@ def bootstrap_interval(differences: np.ndarray) -> tuple[float, float]:
     Args:
         differences: (seeds, resamples); column b has the pictures of resample b already. NaN where a resample has no
             score; it is left out.
+
+    Returns:
+        (low, high); NaN with fewer than two seeds or without any score.
     """
     seeds, resamples = differences.shape
+    if seeds < 2:
+        return float("nan"), float("nan")
     drawn = np.random.default_rng(0).integers(seeds, size=(resamples, seeds))
     means = _nan_mean(differences.T[np.arange(resamples)[:, None], drawn].T)
     tail = (100 - LEVEL) / 2

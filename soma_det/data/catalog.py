@@ -43,7 +43,7 @@ def register_from_config(cfg: CfgNode) -> None:
     Raises:
         FileNotFoundError: a file or folder of DATASETS.COCO_JSON does not exist.
         ValueError: an entry of DATASETS.COCO_JSON is malformed; a name in TRAIN or TEST is not registered; or a data
-            set has another number of classes than the model.
+            set has another number of classes than the model, or other classes than the first.
     """
     weather = cfg.DATASETS.WEATHER
     names = register_weather_datasets(weather.PREFIX, weather_root(weather.ROOT), weather.DOMAINS, weather.CLASSES)
@@ -57,6 +57,7 @@ def register_from_config(cfg: CfgNode) -> None:
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         _check_registered(name, names)
         _check_classes(name, cfg)
+    _require_same_classes([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
 
 
 def weather_root(root: str = "") -> str:
@@ -210,3 +211,16 @@ def _check_classes(name: str, cfg: CfgNode) -> None:
             f"MODEL.{head}.NUM_CLASSES is {number}, but data set {name!r} has {len(classes)} classes: "
             f"{', '.join(classes)}. Set NUM_CLASSES to {len(classes)}, or change the data set's classes."
         )
+
+
+def _require_same_classes(names: Sequence[str]) -> None:
+    """A model numbers its classes once: data sets that number them otherwise would be trained and scored wrongly."""
+    classes = {name: MetadataCatalog.get(name).get("thing_classes") for name in names}
+    classes = {name: list(of) for name, of in classes.items() if of}  # unknown for data sets registered elsewhere
+    for name, of in classes.items():
+        first = next(iter(classes))
+        if of != classes[first]:
+            raise ValueError(
+                f"Data set {name!r} has the classes {', '.join(of)}, but {first!r} has {', '.join(classes[first])}: in one "
+                "config all need the same classes in the same order (in a COCO json that of rising category ids)."
+            )

@@ -22,7 +22,7 @@ def draw_domain_chart(
     Args:
         scores: label -> score, 0 to 100; NaN draws no bar.
         source: the label of the source split, or None.
-        path: image file, its format given by the suffix; overwritten.
+        path: PNG file; overwritten.
         metric: what the scores are; written at the axis.
     """
     # Figure and canvas are used directly, because pyplot would keep every figure alive and change the caller's backend.

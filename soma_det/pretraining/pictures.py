@@ -1,6 +1,7 @@
 """Pictures without labels for pretraining: found in a folder, decoded once, cropped as a function of seed and position."""
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -58,7 +59,7 @@ class PictureStream:
         crop_size: (H, W), pixels.
         scales: range of the random resizing before the crop, drawn evenly in the logarithm.
         longest: pictures larger than this, in pixels, are reduced when they are decoded.
-        memory: bytes of decoded pictures to keep.
+        memory: bytes of decoded pictures to keep; by default half of what the machine has, and at most 8 GiB.
 
     Raises:
         FileNotFoundError: a folder has no pictures, or a companion is missing.
@@ -75,13 +76,13 @@ class PictureStream:
         scales: Sequence[float] = (0.75, 1.5),
         seed: int = 0,
         longest: int = 640,
-        memory: int = 8 << 30,
+        memory: int | None = None,
     ):
         paths = find_pictures(root)
         self.paths = [[path, *(_companion(path, Path(root), folder) for folder in companions)] for path in paths]
         self.prepare, self.batch_size, self.seed = prepare, batch, seed
         self.crop_size, self.scales = tuple(crop_size), tuple(scales)
-        self.longest, self.room = longest, memory
+        self.longest, self.room = longest, _memory_to_fill() if memory is None else memory
         self._kept: dict[Path, np.ndarray] = {}
         logger.info(
             "%d pictures below %s%s", len(paths), root, f", with {len(companions)} others each" * bool(companions)
@@ -141,6 +142,10 @@ class PictureStream:
             self.room -= picture.nbytes
             self._kept[path] = picture
         return picture
+
+
+def _memory_to_fill() -> int:
+    return min(8 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
 
 
 def _companion(path: Path, root: Path, folder: str | Path) -> Path:

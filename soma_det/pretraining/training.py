@@ -1,4 +1,4 @@
-"""The pretraining loop: planned on its iterations, stopped by a clock or a signal, resumed as if never stopped."""
+"""The pretraining loop: planned on its iterations, stopped by a clock or a signal, on a CPU resumed as if never stopped."""
 
 import json
 import logging
@@ -145,7 +145,8 @@ class Pretraining:
         self.parts = {name: value.item() for name, value in losses.items()}
         if not torch.isfinite(loss):
             raise FloatingPointError(
-                f"The loss is {loss.item()} at iteration {self.iteration}: lower the learning rate."
+                f"The loss is {loss.item()} at iteration {self.iteration}: lower the learning rate, "
+                "in another output folder."
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -192,7 +192,6 @@ class Canvas:
 
     def visible_lights(self) -> list[Light]:
         """Lights whose own thing is what the picture shows at their center."""
-        height, width = self.pixels.shape[:2]
         seen = self.things()
         height, width = seen.shape
         kept = []

@@ -88,7 +88,7 @@ def generate(
     for domain, numbers in settings["counts"].items():
         _write_lists(root, domain, numbers)
     write_bytes(root / MANIFEST, _to_json(settings))
-    (root / _STARTED).unlink()
+    (root / _STARTED).unlink(missing_ok=True)  # another process may have made the same set beside this one
 
 
 def _check_counts(counts: Mapping[str, tuple[int, int]]) -> None:
@@ -120,10 +120,15 @@ def _is_finished(root: Path, settings: dict, overwrite: bool) -> bool:
 
 
 def _prepare_folders(root: Path, settings: dict) -> None:
+    foreign = [domain for domain in settings["counts"] if (root / domain).exists()]
+    if foreign and not (root / _STARTED).is_file():
+        raise ValueError(
+            f"{root} holds {', '.join(foreign)}, which is no SynthDrive: choose another folder, nothing there was changed."
+        )
+    write_bytes(root / _STARTED, _to_json(settings))  # first, so that an interrupted run knows its folders again
     for domain in settings["counts"]:
         for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
             (root / domain / "VOC2007" / folder).mkdir(parents=True, exist_ok=True)
-    write_bytes(root / _STARTED, _to_json(settings))
 
 
 def _to_json(settings: dict) -> bytes:
