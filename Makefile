@@ -1,6 +1,8 @@
-# make demo   generate data, train, evaluate in every weather, draw
-# make test   the test suite
+# make setup       the environment alone
+# make demo        generate data, train, evaluate in every weather, draw
+# make test        the test suite
 # make benchmark   the CPU rows of docs/performance.md
+# make clean       remove what make demo and make benchmark have written
 # All make the environment first, in .venv, unless PYTHON names one that is ready: make test PYTHON=python3
 
 PYTHON ?= .venv/bin/python
@@ -45,4 +47,4 @@ benchmark: setup
 	$(PYTHON) tools/benchmark.py eval
 
 clean:
-	rm -rf output datasets/synthdrive build *.egg-info
+	rm -rf output/demo output/benchmark datasets/synthdrive build *.egg-info

@@ -76,8 +76,11 @@ def _stub_compiled_extension() -> None:
         return
     try:
         import detectron2._C  # noqa: F401
-    except ImportError:
-        logger.debug("Detectron2 has no compiled ops here; box NMS and ROIAlign come from torchvision.")
+    except ImportError as error:
+        level = (
+            logging.DEBUG if isinstance(error, ModuleNotFoundError) else logging.WARNING
+        )  # it is there and does not load
+        logger.log(level, "Detectron2 has no compiled ops here (%s); NMS and ROIAlign come from torchvision.", error)
     else:
         return
     stub = _MissingExtension("detectron2._C")
@@ -138,6 +141,7 @@ def _silence_deprecations() -> None:
         r"`torch\.jit\.script` is deprecated",
         r"torch\.meshgrid: in an upcoming release",
         r"Creating a tensor from a list of numpy\.ndarrays",
+        r"`torch\.cuda\.amp\.(autocast|GradScaler)",
     )
     for message in messages:
         warnings.filterwarnings("ignore", message=message)

@@ -30,7 +30,7 @@ def _add_model(cfg: CN) -> None:
     vit.NAME = "vit_small_patch14_dinov2.lvd142m"  # any timm ViT whose blocks are in .blocks
     # "" for random weights, "timm" for timm's hub, "synthdrive" for those that come with soma_det (docs/pretraining.md),
     # or a file (.safetensors, .pth) with the model's own weights.
-    # Not read when MODEL.WEIGHTS or --resume names a checkpoint of this project, which holds the ViT too.
+    # Not read when MODEL.WEIGHTS names a checkpoint of this project, which holds the ViT too.
     vit.WEIGHTS = "timm"
     vit.PATCH_SIZE = 16  # pixels; pretrained patch embeddings are resampled to it
     vit.IMG_SIZE = [1024, 1024]  # (H, W), pixels: the usual input, for which position embeddings are resampled once
@@ -146,6 +146,12 @@ def check_cfg(cfg: CN) -> None:
     if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.DTYPE != "bfloat16":
         raise ValueError(
             "SOLVER.AMP.ENABLED in float16 needs CUDA: set SOLVER.AMP.DTYPE to bfloat16, or ENABLED to False."
+        )
+    clipping = cfg.SOLVER.CLIP_GRADIENTS
+    if clipping.ENABLED and clipping.CLIP_TYPE != "full_model":
+        raise ValueError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clipping.CLIP_TYPE!r}: set it to 'full_model', since gradients are "
+            "clipped by the norm of the whole model, CLIP_VALUE."
         )
     if cfg.TEST.BATCH_SIZE < 1:
         raise ValueError(f"TEST.BATCH_SIZE is {cfg.TEST.BATCH_SIZE}: give the number of pictures, 1 or more.")

@@ -45,6 +45,7 @@ def test_test_sets_and_source_agree_in_every_config():
         (["SOLVER.MAX_ITER"], "Overrides come in pairs"),
         (["SOLVER.AMP.DTYPE", "float8"], "SOLVER.AMP.DTYPE is 'float8'"),
         (["SOLVER.AMP.ENABLED", "True", "MODEL.DEVICE", "cpu"], "float16 needs CUDA"),
+        (["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value"], "CLIP_TYPE is 'value': set it to 'full_model'"),
         (["DATASETS.SOURCE_TEST", "x_test"], "'x_test', which is not in DATASETS.TEST"),
     ],
 )

@@ -1,5 +1,6 @@
 """Training from pictures to tables: what moves, what stays, and that resuming equals never having stopped."""
 
+import copy
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import torch
 from detectron2.engine import HookBase
 from training import tiny_cfg, write_data
 
+from soma_det.adapters import merge_adapter
 from soma_det.engine import Trainer, load_model
 from soma_det.engine.checkpoint import AtomicCheckpointer
 from soma_det.engine.hooks import annealed_weight_decay
@@ -121,6 +123,19 @@ def test_a_checkpoint_evaluates_as_the_model_that_wrote_it_without_pretrained_we
         assert torch.equal(loaded.backbone(x)[name], feature)
 
 
+def test_a_merged_detector_is_saved_and_loaded_as_a_frozen_one(finished, data, tmp_path):
+    cfg, trainer, _ = finished
+    model = load_model(tiny_cfg(data, cfg.OUTPUT_DIR, MODEL__WEIGHTS=f"{cfg.OUTPUT_DIR}/model_final.pth"))
+    x = torch.randn(1, 3, 64, 64)
+    adapted = model.backbone(x)
+    merge_adapter(model)
+    torch.save({"model": model.state_dict()}, tmp_path / "merged.pth")
+    settings = {"MODEL__ADAPTER__NAME": "frozen", "MODEL__ADAPTER__RANK": 16}
+    plain = load_model(tiny_cfg(data, tmp_path, MODEL__WEIGHTS=str(tmp_path / "merged.pth"), **settings))
+    for name, feature in plain.backbone(x).items():
+        torch.testing.assert_close(feature, adapted[name], rtol=1e-4, atol=1e-5)
+
+
 def test_an_interrupt_finishes_the_iteration_saves_and_resumes_exactly(finished, data, tmp_path):
     class Interrupt(HookBase):
         def before_step(self):
@@ -199,6 +214,30 @@ def test_mixed_precision_has_the_chosen_dtype_in_training_also_within_another_au
     with torch.autocast("cpu", torch.bfloat16):
         assert model(torch.zeros(1, 4)).dtype == dtype
     assert model.eval()(torch.zeros(1, 4)).dtype == torch.float32
+
+
+def test_a_deep_copy_under_mixed_precision_runs_its_own_weights():
+    model = torch.nn.Linear(4, 4)
+    _train_in(model, "cpu", torch.bfloat16)
+    twin = copy.deepcopy(model)
+    torch.nn.init.zeros_(twin.weight), torch.nn.init.zeros_(twin.bias)
+    twin.eval()
+    assert not twin(torch.ones(1, 4)).any() and twin(torch.ones(1, 4)).dtype == torch.float32
+    assert model(torch.ones(1, 4)).any() and model(torch.ones(1, 4)).dtype == torch.bfloat16
+
+
+def test_a_training_with_loss_scaling_goes_on_from_a_checkpoint_without_it():
+    class Scaling:
+        grad_scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+
+        def load_state_dict(self, state):
+            self.state = state
+
+    trainer = Trainer.__new__(Trainer)
+    trainer._trainer = Scaling()
+    trainer._hooks, trainer.iter = [], 0
+    trainer.load_state_dict({"iteration": 3, "hooks": {}, "_trainer": {"iteration": 3}})
+    assert trainer._trainer.state["grad_scaler"]["scale"] == 64
 
 
 def test_training_in_bfloat16_on_a_cpu_keeps_weights_and_losses_in_float32(data, tmp_path):

@@ -34,7 +34,8 @@ Some of them, with other seeds:
 
 Bigger, on a GPU (settings go to every run, and a run's own in the file win over them):
     python tools/compare_adapters.py --config-file configs/comparison/synthdrive.yaml --output output/comparison_gpu \\
-        MODEL.DEVICE cuda MODEL.VIT.NAME vit_small_patch14_dinov2.lvd142m SOLVER.MAX_ITER 4000
+        MODEL.DEVICE cuda MODEL.VIT.NAME vit_small_patch14_dinov2.lvd142m MODEL.VIT.WEIGHTS timm \\
+        SOLVER.MAX_ITER 4000 SOLVER.STEPS "(3200, 3800)"
 
 Faster on many cores: the same command in several terminals, with OMP_NUM_THREADS=1; each takes what no other has taken.
 

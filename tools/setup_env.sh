@@ -10,7 +10,7 @@ version=$("$base" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 case "$version" in
     3.10 | 3.11 | 3.12) ;;
     *)
-        echo "Python 3.10, 3.11 or 3.12 is needed; $base is $version. Name another: make $* BASE_PYTHON=python3.11" >&2
+        echo "Python 3.10, 3.11 or 3.12 is needed; $base is $version. Name another: make setup BASE_PYTHON=python3.11" >&2
         exit 1
         ;;
 esac

@@ -35,7 +35,8 @@ Change settings, on 8 GPUs:
 Several processes without GPUs:
     torchrun --nproc-per-node 2 tools/train_net.py --config-file configs/demo.yaml
 
-The keys are listed in soma_det/config.py and in the README; all of Detectron2's own work too.
+The keys are listed in soma_det/config.py and in the README. Detectron2's own keys of the model, the schedule and the
+evaluation work too; its augmentation (INPUT.MIN_SIZE_TRAIN, INPUT.CROP) and SGD have their place taken by INPUT.AUGMENTATION and AdamW.
 
 How the ViT is adapted, MODEL.ADAPTER.NAME (docs/adapters.md):
 """
@@ -50,14 +51,17 @@ normalization (IBN-Net); see configs/adapters/ibn_resnet.yaml.
 def setup(args):
     """The config of the command line, its output folder and its data sets, ready to use.
 
-    Whatever the user got wrong is found here, before anything is built or overwritten.
+    Wrong keys, folders and data are found here, before anything is built or overwritten.
     """
     cfg = setup_cfg(args.config_file, args.opts)
+    check_device(cfg)
+    if started_by_torchrun():
+        init_torchrun_process_group(cfg.MODEL.DEVICE)
     if not args.eval_only:
         check_output_dir(cfg, args.resume)
-    check_device(cfg)
     register_from_config(cfg)
     check_data_exists([*cfg.DATASETS.TEST, *([] if args.eval_only else cfg.DATASETS.TRAIN)])
+    comm.synchronize()  # all have read what the first process now writes
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="soma_det", abbrev_name="soma")
     return cfg
@@ -65,8 +69,6 @@ def setup(args):
 
 def main(args):
     """Train or evaluate, in each process of this run."""
-    if started_by_torchrun():
-        init_torchrun_process_group(setup_cfg(args.config_file, args.opts).MODEL.DEVICE)
     try:
         cfg = setup(args)
     except (ValueError, OSError) as error:

@@ -90,7 +90,13 @@ def inject_adapter(vit: nn.Module, name: str, blocks: Sequence[int], **options) 
         raise ValueError(f"The adapter {name!r} has no option {unknown}; it has {list(adapter.options)}.")
     if getattr(vit, "adapter_name", None):
         raise ValueError(f"The ViT is adapted already, by {vit.adapter_name!r}: merge_adapter first, or build it anew.")
-    names = adapter.inject(vit, blocks, **options)
+    device = next(vit.parameters()).device
+    if device.type == "cuda":
+        vit.cpu()  # where decompositions and new parameters are made
+    try:
+        names = adapter.inject(vit, blocks, **options)
+    finally:
+        vit.to(device)
     vit.train(vit.training)  # new modules join the ViT's mode
     vit.requires_grad_(False)
     for parameter in names:

@@ -129,8 +129,9 @@ class ComposedLinear(nn.Linear):
 
     @property
     def weight(self) -> Tensor:
-        """residual + B A, (out, in); differentiable in A and B."""
-        return compose(self.residual, self.a, self.b)
+        """residual + B A, (out, in), in their own precision; differentiable in A and B."""
+        with torch.autocast(self.residual.device.type, enabled=False):
+            return compose(self.residual, self.a, self.b)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)"""
@@ -179,6 +180,7 @@ class SomaLinear(ComposedLinear):
             super().__init__(linear, linear.weight.detach(), a, b)
         else:
             a, b = factors or _stacked_factors(linear.weight.chunk(parts), rank, components, generator)
+            a, b = a.to(linear.weight.device), b.to(linear.weight.device)  # a cache has them on the CPU
             super().__init__(linear, _residual(linear.weight, a, b), a, b)
         self.components = components
 
@@ -287,8 +289,9 @@ def inject_soma(
         kind = components if decompose else None
         return SomaLinear(vit.get_submodule(name), rank, stacked_parts(name), kind, generator, factors.get(name))
 
-    # The order of random choices matters.
-    layers = map(adapt, names) if components == "random" else _map_in_threads(adapt, names)
+    # The order of random choices matters, and CUDA's decompositions do not bear several threads.
+    one_by_one = components == "random" or vit.get_submodule(names[0]).weight.is_cuda
+    layers = map(adapt, names) if one_by_one else _map_in_threads(adapt, names)
     for name, layer in tqdm(
         zip(names, layers), desc="Decomposing", total=len(names), unit="layer", delay=3, leave=False
     ):
@@ -322,7 +325,7 @@ def load_after_decomposition(vit: nn.Module, layers: Sequence[str], seed: int = 
         layer = vit.get_submodule(name)
         untrained = nn.Linear(layer.in_features, layer.out_features, bias=False)
         nn.init.trunc_normal_(untrained.weight, std=0.02, generator=generator)  # as timm initializes ViTs
-        late = SomaLinear(untrained, layer.rank, layer.parts, layer.components, generator)
+        late = SomaLinear(untrained, layer.rank, layer.parts, layer.components, generator).to(layer.residual.device)
         late.residual.data, late.bias = layer.weight.detach(), layer.bias
         replace_module(vit, name, late)
 

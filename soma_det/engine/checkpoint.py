@@ -51,7 +51,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
             FileNotFoundError: there is no such file.
             ValueError: the checkpoint's ViT is adapted and the model's is not, or the reverse, or weights are missing.
         """
-        if path and "://" not in path and not os.path.isfile(path):
+        if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
             raise FileNotFoundError(f"There is no checkpoint {path}: correct MODEL.WEIGHTS, or leave out --resume.")
         return super().load(path, *args, **kwargs)
 
@@ -63,7 +63,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
             problems = missing + [name for name, *_ in incompatible.incorrect_shapes]
             raise ValueError(
                 f"The checkpoint is of another model: {len(problems)} weights are missing or have another shape, such "
-                f"as {problems[:3]}. Use the config it was trained with (config.yaml in its folder)."
+                f"as {problems[:3]}. Use the config it was trained with (config.yaml in its folder); to train for "
+                "other classes, start from MODEL.VIT.WEIGHTS."
             )
         return incompatible
 

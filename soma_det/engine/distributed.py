@@ -4,6 +4,7 @@ import os
 
 import torch
 import torch.distributed as dist
+from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
 
@@ -14,9 +15,11 @@ def started_by_torchrun() -> bool:
 
 def init_torchrun_process_group(device: str) -> None:
     """Join the processes that torchrun started: nccl for ``device`` cuda, gloo for cpu."""
-    if device == "cuda":
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    # The first process alone scores the detections of all, for longer than torch waits by default.
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=DEFAULT_TIMEOUT)
     per_machine = int(os.environ["LOCAL_WORLD_SIZE"])
     if hasattr(comm, "create_local_process_group"):
         comm.create_local_process_group(per_machine)

@@ -139,6 +139,7 @@ class GradientClipping(HookBase):
     def after_step(self):
         if self.norm is not None:
             self.trainer.storage.put_scalar("gradient_norm", self.norm.item())
+            self.norm = None  # the next step may be one that loss scaling skips
 
     def after_train(self):
         if self.handle:
@@ -181,6 +182,7 @@ class SaveOnInterrupt(HookBase):
         if not any(comm.all_gather(self.received is not None)):
             return
         self.trainer.checkpointer.save(f"model_{self.trainer.iter:07d}")
+        comm.synchronize()  # where one process ends, launchers stop the others, of which the first is still writing
         logger.warning("Interrupted after %d iterations; all is saved, go on with --resume.", self.trainer.iter + 1)
         raise SystemExit(128 + (self.received or signal.SIGTERM))
 

@@ -3,9 +3,10 @@
 import datetime
 import logging
 import os
+import types
 import weakref
 from collections import OrderedDict
-from typing import Callable
+from contextlib import nullcontext
 
 import torch
 from detectron2.config import CfgNode
@@ -26,6 +27,8 @@ from soma_det.engine.optim import build_adamw
 from soma_det.evaluation import WeatherEvaluator, report
 from soma_det.modeling.freezing import freeze, match_modules
 from soma_det.modeling.vit import count_parameters
+
+VIT_BACKBONE = "build_soma_vit_backbone"
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +97,9 @@ class Trainer(DefaultTrainer):
         return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
 
     def load_state_dict(self, state_dict: dict) -> None:
+        """As Detectron2's, with the optimizer's state, also of a training that did not scale its loss."""
+        if hasattr(self._trainer, "grad_scaler"):
+            state_dict["_trainer"].setdefault("grad_scaler", self._trainer.grad_scaler.state_dict())
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
 
@@ -118,10 +124,11 @@ class Trainer(DefaultTrainer):
 
 
 def _describe_run(cfg: CfgNode) -> dict[str, str | int]:
+    is_vit = cfg.MODEL.BACKBONE.NAME == VIT_BACKBONE
     return {
         "date": datetime.datetime.now().isoformat(timespec="seconds"),
-        "vit": cfg.MODEL.VIT.NAME,
-        "adapter": cfg.MODEL.ADAPTER.NAME,
+        "backbone": cfg.MODEL.VIT.NAME if is_vit else cfg.MODEL.BACKBONE.NAME,
+        "adapter": cfg.MODEL.ADAPTER.NAME if is_vit else "none",
         "training sets": ", ".join(cfg.DATASETS.TRAIN),
         "weights": cfg.MODEL.WEIGHTS or f"trained in this run, {cfg.SOLVER.MAX_ITER} iterations",
         "seed": cfg.SEED,
@@ -132,7 +139,7 @@ def _describe_run(cfg: CfgNode) -> dict[str, str | int]:
 
 def _recipe_hooks(cfg: CfgNode, seed: int) -> list[HookBase]:
     recipe = [hooks.SeedEachIteration(seed)]
-    if cfg.MODEL.VIT.FROZEN_BLOCKS and cfg.MODEL.BACKBONE.NAME == "build_soma_vit_backbone":
+    if cfg.MODEL.VIT.FROZEN_BLOCKS and cfg.MODEL.BACKBONE.NAME == VIT_BACKBONE:
         blocks = "|".join(f"blocks\\.{index}" for index in range(cfg.MODEL.VIT.FROZEN_BLOCKS))
         recipe.append(hooks.LayerFreezing([rf"backbone\.vit\.model\.(patch_embed|{blocks})"]))
     if cfg.SOLVER.FREEZING.MODULES:
@@ -157,15 +164,12 @@ def _train_in(model: nn.Module, device: str, dtype: torch.dtype) -> None:
 
     Detectron2 0.4 knows fp16 only; inside its own autocast, this inner one decides.
     """
-    forward: Callable = model.forward
 
-    def autocast_forward(*args, **kwargs):
-        if not model.training:
-            return forward(*args, **kwargs)
-        with torch.autocast(device, dtype=dtype):
-            return forward(*args, **kwargs)
+    def autocast_forward(self: nn.Module, *args, **kwargs):
+        with torch.autocast(device, dtype=dtype) if self.training else nullcontext():
+            return type(self).forward(self, *args, **kwargs)
 
-    model.forward = autocast_forward
+    model.forward = types.MethodType(autocast_forward, model)  # a bound method: a deep copy of the model gets its own
 
 
 def load_model(cfg: CfgNode) -> nn.Module:

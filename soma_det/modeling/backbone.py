@@ -24,6 +24,11 @@ class ViTPyramid(Backbone):
         super().__init__()
         self.vit, self.pyramid = vit, pyramid
         stride = vit.patch_size
+        if stride < 4 or stride & (stride - 1):
+            raise ValueError(
+                f"MODEL.VIT.PATCH_SIZE is {stride}, and the strides of a pyramid are powers of 2: set 16 (or 8); pretrained "
+                "weights are resampled."
+            )
         self._out_feature_strides = {
             "p2": stride // 4,
             "p3": stride // 2,
@@ -86,6 +91,10 @@ def _blocks(cfg: CfgNode, adapter: Adapter, depth: int) -> list[int]:
     if any(block < frozen for block in blocks):
         raise ValueError(f"MODEL.ADAPTER.BLOCKS {blocks} reaches into the {frozen} MODEL.VIT.FROZEN_BLOCKS.")
     last = max((block % depth for block in cfg.MODEL.VIT.OUT_BLOCKS), default=depth - 1)
+    if any(last < block < depth for block in blocks):
+        raise ValueError(
+            f"MODEL.ADAPTER.BLOCKS {blocks}: blocks after {last}, the last of MODEL.VIT.OUT_BLOCKS, are not computed."
+        )
     return blocks or adapter.usual_blocks(frozen, last)
 
 

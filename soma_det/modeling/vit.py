@@ -36,6 +36,10 @@ class TimmViT(nn.Module):
             raise ValueError(f"MODEL.VIT.OUT_BLOCKS {list(out_blocks)}: this ViT has blocks 0..{depth - 1}.")
         self.model = model
         self.out_blocks = [block % depth for block in out_blocks]
+        if self.out_blocks != sorted(set(self.out_blocks)):
+            raise ValueError(
+                f"MODEL.VIT.OUT_BLOCKS {list(out_blocks)} has to rise: maps come in the order of the blocks."
+            )
         self.embed_dim = model.embed_dim
         self.patch_size = model.patch_embed.patch_size[0]
 

@@ -70,10 +70,15 @@ def format_rows(rows: list[dict]) -> str:
 
 def machine() -> dict[str, str | int]:
     """What the benchmark ran on."""
-    found = {"cpu": _cpu_name(), "cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads()}
+    found = {"cpu": _cpu_name(), "cores": _cores(), "threads": torch.get_num_threads()}
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found
+
+
+def _cores() -> int:
+    """That this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def versions() -> dict[str, str]:

@@ -84,6 +84,8 @@ def _memory(model: nn.Module, step: Callable, device: str) -> float:
     """MiB: on a GPU the peak of a step and the model, on a CPU what is kept for the backward pass."""
     step()  # gradients, and whatever is allocated once
     if device == "cuda":
+        for parameter in model.parameters():
+            parameter.grad = None  # so that the peak has the gradients in it
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         step()
