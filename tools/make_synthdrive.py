@@ -21,17 +21,10 @@ import numpy as np
 from tqdm import tqdm
 
 import soma_det  # noqa: F401  (makes detectron2 importable)
+from detectron2.structures import BoxMode
 from soma_det.data.synthdrive import CLASSES, DOMAINS, generate, make_picture
 
-_COLORS = (
-    (255, 96, 80),
-    (96, 230, 96),
-    (255, 220, 64),
-    (255, 96, 255),
-    (80, 220, 255),
-    (140, 150, 255),
-    (255, 168, 64),
-)
+CELL = 640  # pixels, width of a picture on the contact sheet
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -81,32 +74,18 @@ def picture_size(text: str) -> tuple[int, int]:
     return width, height
 
 
-def contact_sheet(seed: int, split: str, height: int, width: int, columns: int = 4) -> np.ndarray:
-    """The first pictures of every domain, one row each, with boxes: (5 H, columns W, 3) RGB."""
-    rows = [
-        np.concatenate([_sample(seed, domain, split, index, height, width) for index in range(columns)], axis=1)
-        for domain in DOMAINS
-    ]
-    return np.concatenate(rows, axis=0)
+def contact_sheet(seed: int, split: str, height: int, width: int, rows: int = 3) -> np.ndarray:
+    """The first pictures of every domain with their boxes, a column each: RGB."""
+    from soma_det import visualization  # takes seconds to import, which only this option needs
 
+    def sample(domain: str, index: int) -> np.ndarray:
+        image, scene = make_picture(seed, domain, split, index, height, width)
+        boxes = zip(scene.boxes.tolist(), scene.labels.tolist())
+        annotations = [{"bbox": b, "bbox_mode": BoxMode.XYXY_ABS, "category_id": label} for b, label in boxes]
+        return visualization.draw_ground_truth(image, {"annotations": annotations}, CLASSES, width=CELL)
 
-def _sample(seed: int, domain: str, split: str, index: int, height: int, width: int) -> np.ndarray:
-    image, scene = make_picture(seed, domain, split, index, height, width)
-    image = np.ascontiguousarray(image)
-    for box, label in zip(scene.boxes.round().astype(int), scene.labels):
-        cv2.rectangle(image, box[:2].tolist(), (box[2:] - 1).tolist(), _COLORS[label], 1)
-        cv2.putText(
-            image,
-            CLASSES[label],
-            (int(box[0]), max(9, int(box[1]) - 2)),
-            cv2.FONT_HERSHEY_SIMPLEX,
-            0.33,
-            _COLORS[label],
-            1,
-            cv2.LINE_AA,
-        )
-    cv2.putText(image, domain, (6, height - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
-    return image
+    columns = {domain.replace("_", " "): [sample(domain, index) for index in range(rows)] for domain in DOMAINS}
+    return visualization.contact_sheet(columns, CELL, CLASSES)
 
 
 def write_contact_sheet(path: Path, seed: int, split: str, height: int, width: int) -> None:
