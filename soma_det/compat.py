@@ -77,9 +77,8 @@ def _stub_compiled_extension() -> None:
     try:
         import detectron2._C  # noqa: F401
     except ImportError as error:
-        level = (
-            logging.DEBUG if isinstance(error, ModuleNotFoundError) else logging.WARNING
-        )  # it is there and does not load
+        # Missing it is expected; that it is there and does not load, the user should know.
+        level = logging.DEBUG if isinstance(error, ModuleNotFoundError) else logging.WARNING
         logger.log(level, "Detectron2 has no compiled ops here (%s); NMS and ROIAlign come from torchvision.", error)
     else:
         return

@@ -11,8 +11,8 @@ Objectives: "moving" learns from what comes and goes before a fixed camera, so i
 under the same names, the same views on a gray day in moment0/ (all road users), moment1/ (some have left) and moment2/ (none).
 "hog" and "pixels" hide patches and predict them, from any pictures.
 
---render N first draws N SynthDrive scenes into the folder, each in one of five weathers, with these moments. The same command run again
-goes on where it was stopped, by Ctrl-C, by --minutes or otherwise. Writes checkpoint.pth and vit.safetensors; the latter is
+--render N first draws N SynthDrive scenes into the folder, each in one of five weathers, with these moments. The same command
+run again goes on where it was stopped, by Ctrl-C, by --minutes or otherwise. Writes checkpoint.pth and vit.safetensors; the latter is
 for MODEL.VIT.WEIGHTS, with MODEL.VIT.NAME as given here.
 """
 
