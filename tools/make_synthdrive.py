@@ -89,7 +89,7 @@ def contact_sheet(seed: int, split: str, height: int, width: int, rows: int = 3)
 
 
 def write_contact_sheet(path: Path, seed: int, split: str, height: int, width: int) -> None:
-    """Raises an OSError where OpenCV cannot write it."""
+    """Draw the contact sheet into a picture file; an OSError says why that cannot be done."""
     if not cv2.haveImageWriter(str(path)):
         raise OSError(f"OpenCV cannot write {path}: use an ending such as .png or .jpg.")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -180,7 +180,6 @@ class SomaLinear(ComposedLinear):
             super().__init__(linear, linear.weight.detach(), a, b)
         else:
             a, b = factors or _stacked_factors(linear.weight.chunk(parts), rank, components, generator)
-            a, b = a.to(linear.weight.device), b.to(linear.weight.device)  # a cache has them on the CPU
             super().__init__(linear, _residual(linear.weight, a, b), a, b)
         self.components = components
 
@@ -260,7 +259,7 @@ def inject_soma(
     """Replace linear layers of a pretrained ViT by :class:`SomaLinear`, in place; its outputs stay the same.
 
     Args:
-        vit: a timm ViT that already holds its pretrained weights.
+        vit: a timm ViT on the CPU that already holds its pretrained weights; inject_adapter takes one on a GPU too.
         rank, components: see :func:`split_components`.
         blocks, targets: see :func:`~soma_det.adapters.selection.select_linears`.
         seed: of the choice of components where they are random.
@@ -289,9 +288,8 @@ def inject_soma(
         kind = components if decompose else None
         return SomaLinear(vit.get_submodule(name), rank, stacked_parts(name), kind, generator, factors.get(name))
 
-    # The order of random choices matters, and CUDA's decompositions do not bear several threads.
-    one_by_one = components == "random" or vit.get_submodule(names[0]).weight.is_cuda
-    layers = map(adapt, names) if one_by_one else _map_in_threads(adapt, names)
+    # The order of random choices matters.
+    layers = map(adapt, names) if components == "random" else _map_in_threads(adapt, names)
     for name, layer in tqdm(
         zip(names, layers), desc="Decomposing", total=len(names), unit="layer", delay=3, leave=False
     ):
@@ -325,7 +323,7 @@ def load_after_decomposition(vit: nn.Module, layers: Sequence[str], seed: int = 
         layer = vit.get_submodule(name)
         untrained = nn.Linear(layer.in_features, layer.out_features, bias=False)
         nn.init.trunc_normal_(untrained.weight, std=0.02, generator=generator)  # as timm initializes ViTs
-        late = SomaLinear(untrained, layer.rank, layer.parts, layer.components, generator).to(layer.residual.device)
+        late = SomaLinear(untrained, layer.rank, layer.parts, layer.components, generator)
         late.residual.data, late.bias = layer.weight.detach(), layer.bias
         replace_module(vit, name, late)
 

@@ -77,6 +77,7 @@ class PhotometricDistortion(T.Augmentation):
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Draws the change of this picture."""
         return PhotometricTransform(
             brightness=_draw(-self.brightness_delta, self.brightness_delta, otherwise=0.0),
             contrast=_draw(*self.contrast_range, otherwise=1.0),
@@ -112,6 +113,7 @@ class PhotometricTransform(T.Transform):
         self._set_attributes(locals())
 
     def apply_image(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 RGB -> the same with the change."""
         # What acts on each gray level by itself goes through one table; HSV needs floats to stay exact.
         levels = np.arange(256, dtype=np.float32) + np.float32(self.brightness)
         levels = np.clip(levels * self.contrast if self.contrast_first else levels, 0, 255)

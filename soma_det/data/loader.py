@@ -97,6 +97,7 @@ class WeatherMapper(DatasetMapper):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
+        """The keyword arguments that the config stands for."""
         if not is_train:
             augmentations = build_test_augmentation(min_size=cfg.INPUT.MIN_SIZE_TEST, max_size=cfg.INPUT.MAX_SIZE_TEST)
         elif cfg.INPUT.RANDOM_FLIP not in ("horizontal", "none"):

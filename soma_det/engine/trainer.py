@@ -59,6 +59,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
+        """AdamW with the groups of :func:`~soma_det.engine.optim.build_adamw`."""
         return build_adamw(
             model,
             lr=cfg.SOLVER.BASE_LR,
