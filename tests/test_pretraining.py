@@ -15,6 +15,7 @@ import soma_det  # noqa: F401  (makes detectron2 importable)
 from soma_det.data.synthdrive import make_picture
 from soma_det.data.synthdrive.scene import render_departures, render_scene
 from soma_det.modeling.vit import SHIPPED, create_timm_vit
+from soma_det.pretraining.distillation import SelfDistillation
 from soma_det.pretraining.encoder import grid_windows, normalize
 from soma_det.pretraining.masked import MaskedAutoencoder
 from soma_det.pretraining.mimetic import _factors, mimetic_init
@@ -88,8 +89,11 @@ def tiny_run(
 ) -> Pretraining:
     torch.manual_seed(seed)
     vit = create_timm_vit("test_vit", "", 16, SIZE)
-    moving = target == "moving"
-    model = MovingObjects(vit) if moving else MaskedAutoencoder(vit, target, 0.5, width=16, depth=1)
+    moving, small = target == "moving", {"mask_ratio": 0.5, "width": 16, "depth": 1}
+    if moving:
+        model = MovingObjects(vit)
+    else:
+        model = SelfDistillation(vit, **small) if target == "distill" else MaskedAutoencoder(vit, target, **small)
     root, moments = (pictures / "weather", [pictures / m for m in MOMENTS]) if moving else (pictures, [])
     stream = PictureStream(root, model.prepare, moments, batch=4, crop_size=(32, 32), scales=(0.8, 1.2), seed=seed)
     options = {"steps": steps, "warmup": 2, "precision": "float32", **options}
@@ -156,6 +160,34 @@ def test_hidden_patches_do_not_reach_the_prediction():
     assert torch.equal(model.encode(picture, window, seen), model.encode(changed, window, seen))
     changed[:, :, :16] = 0.0
     assert not torch.equal(model.encode(picture, window, seen), model.encode(changed, window, seen))
+
+
+def distillation(**options) -> SelfDistillation:
+    torch.manual_seed(0)
+    return SelfDistillation(create_timm_vit("test_vit", "", 16, SIZE), 0.5, width=16, depth=1, **options)
+
+
+def test_the_teacher_follows_the_vit_as_worked_out_by_hand():
+    model = distillation(momentum=0.8)
+    model.teacher.norm.bias.data.fill_(1.0)
+    model.vit.norm.bias.data.fill_(2.0)
+    for progress, expected in ((0.0, 1.2), (0.5, 1.28), (1.0, 1.28)):  # of the way that is left 20, 10 and 0 percent
+        model.after_step(progress)
+        torch.testing.assert_close(model.teacher.norm.bias, torch.full_like(model.vit.norm.bias, expected))
+
+
+def test_the_teacher_sees_all_patches_and_gets_no_gradient():
+    model = distillation().train()
+    picture = 255 * torch.rand(1, 3, *SIZE)
+    window = model.windows(picture, torch.zeros(1, 2))
+    features = model.wanted(picture, window)
+    torch.testing.assert_close(features.mean(1), torch.zeros(1, features.shape[2]), atol=1e-5, rtol=0)
+    changed = picture.clone()
+    changed[:, :, 16:] = 0.0  # the lower row of patches
+    assert not torch.allclose(features[:, :4], model.wanted(changed, window)[:, :4])
+    model(picture, torch.zeros(1, 2), torch.rand(1, 8))["loss_masked"].backward()
+    assert all(p.grad is None for p in model.teacher.parameters())
+    assert model.vit.patch_embed.proj.weight.grad.abs().max() > 0
 
 
 def test_the_encoder_is_the_vit_itself():
@@ -262,6 +294,11 @@ def test_factors_are_the_best_of_their_rank():
 def test_a_wrong_objective_is_an_error(options):
     with pytest.raises(ValueError):
         MaskedAutoencoder(create_timm_vit("test_vit", "", 16, SIZE), **options)
+
+
+def test_a_momentum_outside_its_limits_is_an_error():
+    with pytest.raises(ValueError, match="1.5"):
+        distillation(momentum=1.5)
 
 
 def test_a_vit_without_position_embeddings_is_an_error():
@@ -391,9 +428,10 @@ def test_vectors_and_tokens_do_not_decay_and_positions_do_not_train():
     assert set(names.values()) - {*decayed, *still} == {"vit.pos_embed"}
 
 
-@pytest.mark.parametrize("target", ["pixels", "hog", "moving"])
-def test_the_loss_falls_on_a_few_pictures(pictures, moments, tmp_path, target):
-    run = tiny_run(moments if target == "moving" else pictures, tmp_path / "out", steps=40, target=target, peak_lr=5e-3)
+@pytest.mark.parametrize("target, steps", [("pixels", 40), ("hog", 40), ("distill", 120), ("moving", 40)])
+def test_the_loss_falls_on_a_few_pictures(pictures, moments, tmp_path, target, steps):
+    root = moments if target == "moving" else pictures
+    run = tiny_run(root, tmp_path / "out", steps=steps, target=target, peak_lr=5e-3)
     assert run.run()
     assert np.mean(run.losses[-10:]) < 0.8 * np.mean(run.losses[:5])
 
@@ -406,12 +444,13 @@ def test_the_seed_decides_on_the_weights(pictures, tmp_path):
     assert differing(weights(runs[0]), weights(runs[2]))
 
 
-def test_a_resumed_run_ends_as_if_never_stopped(pictures, tmp_path):
-    whole = tiny_run(pictures, tmp_path / "whole")
+@pytest.mark.parametrize("target", ["hog", "distill"])
+def test_a_resumed_run_ends_as_if_never_stopped(pictures, tmp_path, target):
+    whole = tiny_run(pictures, tmp_path / "whole", target=target)
     assert whole.run()
-    first = tiny_run(pictures, tmp_path / "parts")
+    first = tiny_run(pictures, tmp_path / "parts", target=target)
     assert not first.run(minutes=0.0)  # one iteration
-    second = tiny_run(pictures, tmp_path / "parts", seed=0)
+    second = tiny_run(pictures, tmp_path / "parts", target=target)
     assert second.resume() and second.iteration == 1
     assert second.run()
     assert not differing(weights(whole), weights(second))

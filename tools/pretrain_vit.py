@@ -9,7 +9,8 @@ Examples, from the root of the repository:
 
 Objectives: "moving" learns from what comes and goes before a fixed camera, so it needs a folder with pictures in weather/ and,
 under the same names, the same views on a gray day in moment0/ (all road users), moment1/ (some have left) and moment2/ (none).
-"hog" and "pixels" hide patches and predict them, from any pictures.
+"hog" and "pixels" hide patches and predict them, from any pictures; "distill" hides them and predicts what the running average
+of the ViT makes of them.
 
 --render N first draws N SynthDrive scenes into the folder, each in one of five weathers, with these moments. The same command
 run again goes on where it was stopped, by Ctrl-C, by --minutes or otherwise. Writes checkpoint.pth and vit.safetensors; the latter is
@@ -28,6 +29,7 @@ from tqdm import tqdm
 
 import soma_det  # noqa: F401  (makes detectron2 importable)
 from soma_det.modeling.vit import count_parameters, create_timm_vit
+from soma_det.pretraining.distillation import SelfDistillation
 from soma_det.pretraining.encoder import CropEncoder
 from soma_det.pretraining.masked import MaskedAutoencoder
 from soma_det.pretraining.moving import MovingObjects
@@ -52,8 +54,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--model", default="vit_tiny_patch16_224", help="a timm ViT with patches of 16 pixels (default: %(default)s)")
     add("--img-size", type=int, nargs=2, default=[288, 480], metavar=("H", "W"), help="of the detector, pixels")
     add("--crop", type=int, nargs=2, default=[192, 320], metavar=("H", "W"), help="trained on, pixels")
-    add("--objective", choices=("moving", *TARGETS), default="moving", help="what to predict (default: %(default)s)")
-    add("--mask", type=float, default=0.75, help="share of patches that hog and pixels hide (default: %(default)s)")
+    add(
+        "--objective",
+        choices=("moving", "distill", *TARGETS),
+        default="moving",
+        help="what to predict (default: %(default)s)",
+    )
+    add(
+        "--mask",
+        type=float,
+        default=0.75,
+        help="share of patches that are hidden, except by moving (default: %(default)s)",
+    )
     add("--steps", type=int, default=3000, help="iterations the learning rate is planned on (default: %(default)s)")
     add("--minutes", type=float, default=math.inf, help="stop after this time (default: never)")
     add("--batch", type=int, default=32, help="crops per iteration (default: %(default)s)")
@@ -81,7 +93,11 @@ def build_model(args: argparse.Namespace) -> CropEncoder:
     """The objective around a new ViT."""
     vit = create_timm_vit(args.model, "", PATCH, args.img_size)
     logging.getLogger("soma_det").info("%s: %.2f million parameters", args.model, count_parameters(vit) / 1e6)
-    return MovingObjects(vit) if args.objective == "moving" else MaskedAutoencoder(vit, args.objective, args.mask)
+    if args.objective == "moving":
+        return MovingObjects(vit)
+    if args.objective == "distill":
+        return SelfDistillation(vit, args.mask)
+    return MaskedAutoencoder(vit, args.objective, args.mask)
 
 
 def build_stream(args: argparse.Namespace, model: CropEncoder) -> PictureStream:

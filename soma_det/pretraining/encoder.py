@@ -49,6 +49,11 @@ class CropEncoder(nn.Module):
     def encode(self, pictures: Tensor, window: Tensor, seen: Tensor | None = None) -> Tensor:
         """Pictures (N, 3, H, W) in 0 to 255 -> tokens (N, patches, C), of the patches ``seen`` (N, seen) alone where given."""
         vit = self.vit
+        encoded = vit.norm(vit.blocks(self.embed_patches(vit, pictures, window, seen)))
+        return encoded[:, vit.num_prefix_tokens :]
+
+    def embed_patches(self, vit: nn.Module, pictures: Tensor, window: Tensor, seen: Tensor | None = None) -> Tensor:
+        """What the blocks of ``vit``, which is the own one or alike, get: (N, prefix + patches, C); the rest as in encode."""
         patches = vit.patch_embed(normalize(pictures))
         patches = patches.flatten(1, 2) if patches.ndim == 4 else patches  # (N, H, W, C) with dynamic_img_size
         tokens = patches + vit.pos_embed[0, -self.grid[0] * self.grid[1] :][window]
@@ -56,8 +61,10 @@ class CropEncoder(nn.Module):
         extra = [
             t.expand(len(tokens), -1, -1) for t in (vit.cls_token, getattr(vit, "reg_token", None)) if t is not None
         ]
-        encoded = vit.norm(vit.blocks(vit.norm_pre(torch.cat([*extra, tokens], dim=1))))
-        return encoded[:, vit.num_prefix_tokens :]
+        return vit.norm_pre(torch.cat([*extra, tokens], dim=1))
+
+    def after_step(self, progress: float) -> None:
+        """Called after each step of the optimizer with the share of the training that is done, 0 to 1."""
 
 
 def normalize(pictures: Tensor) -> Tensor:

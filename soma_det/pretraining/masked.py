@@ -1,4 +1,4 @@
-"""A masked autoencoder around a timm ViT."""
+"""Masked prediction around a timm ViT: of what a picture shows, or of what a teacher makes of it."""
 
 from collections.abc import Sequence
 
@@ -12,8 +12,8 @@ from soma_det.pretraining.mimetic import mimetic_init
 from soma_det.pretraining.objectives import TARGETS
 
 
-class MaskedAutoencoder(CropEncoder):
-    """Sees a share of the patches of a picture and predicts what all of them look like.
+class MaskedPrediction(CropEncoder):
+    """Sees a share of the patches of a picture and predicts what its subclass wants to know of all of them.
 
     The ViT computes on the seen patches only; a light decoder then gets a learned token for every other one. The seen
     patches count too, unlike in He et al.: what is predicted of them is something else than their pixels.
@@ -22,28 +22,29 @@ class MaskedAutoencoder(CropEncoder):
 
     Args:
         vit: a timm VisionTransformer with absolute position embeddings; trained in place.
-        target: a key of TARGETS.
+        outputs: numbers to predict of each patch.
         mask_ratio: share of the patches that are hidden.
         width, depth: of the decoder.
 
     Raises:
-        ValueError: see CropEncoder; or the target is unknown or the share is no share.
+        ValueError: see CropEncoder; or the share is no share.
     """
 
-    def __init__(self, vit: nn.Module, target: str, mask_ratio: float = 0.75, width: int = 128, depth: int = 2):
+    def __init__(self, vit: nn.Module, outputs: int, mask_ratio: float = 0.75, width: int = 128, depth: int = 2):
         super().__init__(vit)
-        if target not in TARGETS:
-            raise ValueError(f"Unknown target {target!r}: choose one of {', '.join(TARGETS)}.")
         if not 0.0 < mask_ratio < 1.0:
             raise ValueError(f"The share of hidden patches is {mask_ratio}: it has to lie between 0 and 1.")
-        self.mask_ratio, self.target = mask_ratio, TARGETS[target]
+        self.mask_ratio = mask_ratio
         self.embed = nn.Linear(vit.embed_dim, width)
         self.mask_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.register_buffer("decoder_positions", positions(self.grid, width), persistent=False)
         self.decoder = nn.Sequential(*(Block(width, num_heads=4, qkv_bias=True) for _ in range(depth)))
         mimetic_init(self.decoder)
-        outputs = self.target(torch.zeros(1, 3, self.patch, self.patch), self.patch).shape[-1]
         self.predict = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, outputs))
+
+    def wanted(self, pictures: Tensor, window: Tensor) -> Tensor:
+        """What is to be predicted: pictures (N, 3, H, W) in 0 to 255, window (N, patches) -> (N, patches, outputs)."""
+        raise NotImplementedError
 
     def prepare(
         self, crop: np.ndarray, _others: Sequence[np.ndarray], rng: np.random.Generator
@@ -59,7 +60,7 @@ class MaskedAutoencoder(CropEncoder):
         window = self.windows(pictures, places)
         tokens = self.encode(pictures, window, order[:, :seen])
         prediction = self._decode(tokens, window, order)
-        wanted = take(self.target(pictures / 255.0, self.patch), order)
+        wanted = take(self.wanted(pictures, window), order)
         return {"loss_masked": (prediction.float() - wanted).square().mean()}
 
     def _decode(self, tokens: Tensor, window: Tensor, order: Tensor) -> Tensor:
@@ -70,3 +71,27 @@ class MaskedAutoencoder(CropEncoder):
         places = self.decoder_positions[0][window.gather(1, order)]
         decoded = self.decoder(torch.cat([embedded, hidden], dim=1) + places)
         return self.predict(decoded)
+
+
+class MaskedAutoencoder(MaskedPrediction):
+    """Predicts what the patches look like.
+
+    Args:
+        target: a key of TARGETS.
+        others: see MaskedPrediction.
+
+    Raises:
+        ValueError: see MaskedPrediction; or the target is unknown.
+    """
+
+    def __init__(self, vit: nn.Module, target: str, *others, **options):
+        if target not in TARGETS:
+            raise ValueError(f"Unknown target {target!r}: choose one of {', '.join(TARGETS)}.")
+        patch = vit.patch_embed.patch_size[0]
+        outputs = TARGETS[target](torch.zeros(1, 3, patch, patch), patch).shape[-1]
+        super().__init__(vit, outputs, *others, **options)
+        self.target = TARGETS[target]
+
+    def wanted(self, pictures: Tensor, _window: Tensor) -> Tensor:
+        """See MaskedPrediction."""
+        return self.target(pictures / 255.0, self.patch)

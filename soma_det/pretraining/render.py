@@ -12,7 +12,7 @@ import numpy as np
 from soma_det.data.synthdrive.generate import DOMAINS
 from soma_det.data.synthdrive.scene import render_departures, render_scene
 from soma_det.data.weather import apply_weather
-from soma_det.files import atomic_path
+from soma_det.files import write_bytes
 from soma_det.pretraining.pictures import MOMENTS, WEATHER_FOLDER
 
 _QUALITY = 92
@@ -59,5 +59,4 @@ def _write_scene(root: str, seed: int, index: int) -> None:
         encoded, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
         if not encoded:
             raise OSError(f"OpenCV could not encode {path} as JPEG.")
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(data.tobytes())
+        write_bytes(path, data.tobytes())

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from soma_det.files import atomic_path
+from soma_det.files import atomic_path, write_bytes
 from soma_det.modeling.vit import IMG_SIZE
 from soma_det.pretraining.encoder import CropEncoder
 from soma_det.pretraining.pictures import Batch, PictureStream
@@ -151,6 +151,7 @@ class Pretraining:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
+        self.model.after_step((self.iteration + 1) / self.steps)
         return loss.item()
 
     def _log(self, seconds: float, done: int, limit: float) -> None:
@@ -196,8 +197,7 @@ def export_weights(vit: nn.Module, path: str | Path) -> None:
     """
     weights = {name: tensor.detach().half().cpu().contiguous() for name, tensor in vit.state_dict().items()}
     metadata = {"format": "pt", IMG_SIZE: json.dumps(list(vit.patch_embed.img_size))}
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(save(weights, metadata=metadata))
+    write_bytes(path, save(weights, metadata=metadata))
 
 
 @contextmanager
