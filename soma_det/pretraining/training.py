@@ -109,22 +109,24 @@ class Pretraining:
 
         A checkpoint and the ViT's weights are written in every case.
         """
-        start, last_save, last_log = time.monotonic(), time.monotonic(), -math.inf
+        start = now = last_save = time.monotonic()
+        last_log, waited = -math.inf, 0.0
         before, first = self.seconds, self.iteration
         self.model.train()
         with _interruptible() as stopped:
             for batch in self.stream.batches(self.iteration, self.steps, self.workers):
+                waited += time.monotonic() - now
                 loss = self._step(batch)
                 self.losses.append(loss)
                 self.iteration += 1
                 now = time.monotonic()
                 self.seconds = before + now - start
                 if now - last_log > LOG_PERIOD or self.iteration == self.steps:
-                    self._log(now - start, self.iteration - first, 60 * minutes)
+                    self._log(now - start, waited, self.iteration - first, 60 * minutes)
                     last_log = now
                 if now - last_save > self.save_period:
                     self.save()
-                    last_save = now
+                    now = last_save = time.monotonic()
                 if stopped() or now - start > 60 * minutes:
                     break
         if self.iteration < self.steps:
@@ -154,18 +156,19 @@ class Pretraining:
         self.model.after_step((self.iteration + 1) / self.steps)
         return loss.item()
 
-    def _log(self, seconds: float, done: int, limit: float) -> None:
+    def _log(self, seconds: float, waited: float, done: int, limit: float) -> None:
         rate = done / seconds
         left = min((self.steps - self.iteration) / rate, limit - seconds)
         recent = self.losses[-50:]
         logger.info(
-            "iteration %d of %d, loss %.4f (%s), lr %.2e, %.1f pictures per second, ETA %s",
+            "iteration %d of %d, loss %.4f (%s), lr %.2e, %.1f pictures per second, waited for them %.0f %%, ETA %s",
             self.iteration,
             self.steps,
             sum(recent) / len(recent),
             ", ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in self.parts.items()),
             self.optimizer.param_groups[0]["lr"],
             rate * self.stream.batch_size,
+            100 * waited / seconds,
             timedelta(seconds=max(0, round(left))),
         )
 
