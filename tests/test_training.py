@@ -242,17 +242,17 @@ def test_a_training_with_loss_scaling_goes_on_from_a_checkpoint_without_it():
 
 def test_training_in_bfloat16_on_a_cpu_keeps_weights_and_losses_in_float32(data, tmp_path):
     cfg = tiny_cfg(data, tmp_path, SOLVER__AMP__ENABLED=True, SOLVER__AMP__DTYPE="bfloat16", SOLVER__MAX_ITER=2)
-    seen = []
+    seen, pooled = [], []
 
     class Watch(HookBase):
-        def before_step(self):
-            self.handle = self.trainer.model.backbone.vit.model.blocks[2].mlp.fc1.register_forward_hook(
-                lambda module, inputs, output: seen.append(output.dtype)
+        def before_train(self):
+            model = self.trainer.model
+            model.backbone.vit.model.blocks[2].mlp.fc1.register_forward_hook(lambda *args: seen.append(args[2].dtype))
+            model.roi_heads.box_pooler.register_forward_pre_hook(
+                lambda module, inputs: pooled.extend(f.dtype for f in inputs[0])
             )
 
-        def after_step(self):
-            self.handle.remove()
-
     trainer, _ = train(cfg, extra_hooks=[Watch()])
-    assert set(seen) == {torch.bfloat16}
+    assert torch.bfloat16 in seen
+    assert set(pooled) == {torch.float32}  # boxes are rounded to the precision of the features that they are pooled from
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}

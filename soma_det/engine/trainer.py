@@ -11,9 +11,9 @@ from contextlib import nullcontext
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase
-from detectron2.modeling import build_model
+from detectron2.modeling import Backbone, build_model
 from detectron2.utils import comm
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import soma_det
@@ -160,8 +160,13 @@ def _without_amp(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
+def _in_full_precision(_backbone: nn.Module, _inputs: tuple, features: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Detectron2 pools boxes in the precision of the features, and bfloat16 tells 300 pixels from 302, not from 301."""
+    return {name: feature.float() for name, feature in features.items()}
+
+
 def _train_in(model: nn.Module, device: str, dtype: torch.dtype) -> None:
-    """Run the model's training forward pass under autocast to this dtype.
+    """Run the model's training forward pass under autocast to this dtype, and hand on the backbone's features in fp32.
 
     Detectron2 0.4 knows fp16 only; inside its own autocast, this inner one decides.
     """
@@ -171,6 +176,8 @@ def _train_in(model: nn.Module, device: str, dtype: torch.dtype) -> None:
             return type(self).forward(self, *args, **kwargs)
 
     model.forward = types.MethodType(autocast_forward, model)  # a bound method: a deep copy of the model gets its own
+    for backbone in [module for module in model.modules() if isinstance(module, Backbone)][:1]:  # the outermost
+        backbone.register_forward_hook(_in_full_precision)
 
 
 def load_model(cfg: CfgNode) -> nn.Module:
