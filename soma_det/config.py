@@ -163,12 +163,18 @@ def check_cfg(cfg: CN) -> None:
 
 
 def check_device(cfg: CN) -> None:
-    """Raise a ValueError where MODEL.DEVICE asks for a GPU and there is none."""
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+    """Raise a ValueError where MODEL.DEVICE asks for a GPU that is not there."""
+    if not cfg.MODEL.DEVICE.startswith("cuda"):
+        return
+    if not torch.cuda.is_available():
         raise ValueError(
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, and torch finds no CUDA device: add MODEL.DEVICE cpu "
-            "SOLVER.AMP.ENABLED False to the command line."
+            "SOLVER.AMP.ENABLED False to the command line. If there is one, its driver may be too old for this torch, "
+            f"which was built for CUDA {torch.version.cuda}: see https://pytorch.org/get-started/previous-versions."
         )
+    index = torch.device(cfg.MODEL.DEVICE).index or 0
+    if index >= torch.cuda.device_count():
+        raise ValueError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, and there are {torch.cuda.device_count()} GPUs.")
 
 
 def _explain(error: Exception, cfg: CN) -> str:

@@ -7,6 +7,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import Instances
 from torch import nn
 
+from soma_det.adapters import is_mergeable, merge_adapter
 from soma_det.engine import load_model
 
 
@@ -42,9 +43,12 @@ class Predictor:
 
 
 def build_predictor(cfg: CfgNode) -> Predictor:
-    """A predictor for a config whose MODEL.WEIGHTS names a checkpoint.
+    """A predictor for a config whose MODEL.WEIGHTS names a checkpoint; adapters that can be are merged.
 
     Raises:
         ValueError: see :func:`soma_det.engine.load_model`.
     """
-    return Predictor(load_model(cfg), cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.FORMAT)
+    model = load_model(cfg)
+    if any(map(is_mergeable, model.modules())):
+        merge_adapter(model)
+    return Predictor(model, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.FORMAT)

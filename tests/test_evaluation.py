@@ -171,8 +171,8 @@ def test_perfect_detections_score_100_and_boxes_are_counted(register):
     assert results["bbox"]["AP"] == pytest.approx(100)
     assert results["voc"] == pytest.approx({"AP50": 100, "AP50-bus": 100, "AP50-bike": 100, "AP50-car": 100})
     labels = [a["category_id"] for record in records for a in record["annotations"]]
-    assert results["boxes"] == {name: labels.count(i) for i, name in enumerate(CLASSES)} == evaluator.box_counts
-    assert results["images"] == {"count": 12} and evaluator.image_count == 12
+    assert results["boxes"] == {name: labels.count(i) for i, name in enumerate(CLASSES)}
+    assert results["images"] == {"count": 12}
 
 
 def test_no_detections_score_zero_with_a_warning(register, tmp_path, logs):

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 from training import options, tiny_cfg, write_data
 
-from soma_det.adapters import ADAPTERS, inject_adapter
+from soma_det.adapters import ADAPTERS, inject_adapter, is_mergeable
 from soma_det.adapters.soma import SomaLinear, inject_soma
 from soma_det.config import setup_cfg
 from soma_det.data.loader import build_test_loader, equal_size_batches
-from soma_det.engine import Trainer, inference
+from soma_det.engine import Trainer
 from soma_det.engine.inference import merged_for_inference, prepared_for_inference
 from soma_det.modeling.vit import TimmViT
 
@@ -263,5 +263,5 @@ def test_a_batch_size_below_one_is_refused(data, tmp_path):
 
 def test_every_mergeable_adapter_is_known_here():
     assert {"soma", "lora", "full", "biases", "frozen"} <= set(MERGEABLE)
-    assert inference._is_mergeable(adapted("soma").model) and not inference._is_mergeable(adapted("rein").model)
+    assert is_mergeable(adapted("soma").model) and not is_mergeable(adapted("rein").model)
     assert inject_soma  # used by the trainer through the registry

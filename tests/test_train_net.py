@@ -58,6 +58,22 @@ def test_wrong_input_is_explained_and_leaves_no_output_folder(data, tmp_path, ch
     assert not output.exists()
 
 
+@pytest.mark.parametrize(
+    "device, flags, message",
+    [
+        ("cpu", ["--num-gpus", "2"], "--num-gpus 2 with MODEL.DEVICE cpu: add MODEL.DEVICE cuda"),
+        ("cuda:1", ["--num-gpus", "2"], "one GPU for several processes"),
+        ("cuda:2", [], "there are 2 GPUs"),
+    ],
+)
+def test_devices_that_processes_cannot_use_are_explained(data, tmp_path, monkeypatch, device, flags, message):
+    monkeypatch.setattr(train_net.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(train_net.torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(SystemExit, match=message):
+        run(data, tmp_path / "output", *flags, MODEL__DEVICE=device)
+    assert not (tmp_path / "output").exists()
+
+
 def test_help_has_examples_and_names_every_method(capsys):
     with pytest.raises(SystemExit):
         train_net.parse_args(["--help"])

@@ -12,11 +12,13 @@ from detectron2.engine import HookBase
 from training import tiny_cfg, write_data
 
 from soma_det.adapters import merge_adapter
+from soma_det.adapters.soma import SomaLinear
 from soma_det.engine import Trainer, load_model
 from soma_det.engine.checkpoint import AtomicCheckpointer
 from soma_det.engine.hooks import annealed_weight_decay
 from soma_det.engine.output_dir import check_output_dir
 from soma_det.engine.trainer import _train_in
+from soma_det.predictor import build_predictor
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +125,16 @@ def test_a_checkpoint_evaluates_as_the_model_that_wrote_it_without_pretrained_we
         assert torch.equal(loaded.backbone(x)[name], feature)
 
 
+def test_a_predictor_runs_the_merged_model(finished, data):
+    cfg = finished[0]
+    cfg = tiny_cfg(data, cfg.OUTPUT_DIR, MODEL__WEIGHTS=f"{cfg.OUTPUT_DIR}/model_final.pth")
+    predictor, adapted = build_predictor(cfg), load_model(cfg)
+    assert not any(isinstance(module, SomaLinear) for module in predictor.model.modules())
+    x = torch.randn(1, 3, 64, 64)
+    for name, feature in predictor.model.backbone(x).items():
+        torch.testing.assert_close(feature, adapted.backbone(x)[name], rtol=1e-4, atol=1e-5)
+
+
 def test_a_merged_detector_is_saved_and_loaded_as_a_frozen_one(finished, data, tmp_path):
     cfg, trainer, _ = finished
     model = load_model(tiny_cfg(data, cfg.OUTPUT_DIR, MODEL__WEIGHTS=f"{cfg.OUTPUT_DIR}/model_final.pth"))
@@ -152,6 +164,21 @@ def test_an_interrupt_finishes_the_iteration_saves_and_resumes_exactly(finished,
     assert trainer.start_iter == 2
     for name, tensor in state_of(finished[0].OUTPUT_DIR)["model"].items():
         assert torch.equal(tensor, state_of(tmp_path)["model"][name]), name
+
+
+def test_an_interrupt_of_the_last_evaluation_stops_it_at_once(data, tmp_path, monkeypatch):
+    evaluated = []
+
+    def test(cls, cfg, model):
+        evaluated.append("begun")
+        signal.raise_signal(signal.SIGINT)
+        evaluated.append("ended")
+
+    monkeypatch.setattr(Trainer, "test", classmethod(test))
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_cfg(data, tmp_path, SOLVER__MAX_ITER=2))
+    assert evaluated == ["begun"]
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
 
 
 def test_an_interrupted_write_leaves_the_last_good_checkpoint(finished, data, tmp_path, monkeypatch):
@@ -254,5 +281,7 @@ def test_training_in_bfloat16_on_a_cpu_keeps_weights_and_losses_in_float32(data,
 
     trainer, _ = train(cfg, extra_hooks=[Watch()])
     assert torch.bfloat16 in seen
-    assert set(pooled) == {torch.float32}  # boxes are rounded to the precision of the features that they are pooled from
+    assert set(pooled) == {
+        torch.float32
+    }  # boxes are rounded to the precision of the features that they are pooled from
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}

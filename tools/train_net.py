@@ -7,6 +7,7 @@ python tools/train_net.py --config-file configs/demo.yaml
 import os
 
 import soma_det  # noqa: F401  (first: makes Detectron2 importable without its compiled extension)
+import torch
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -26,7 +27,8 @@ Go on after an interruption:
     python tools/train_net.py --config-file configs/demo.yaml --resume
 
 Evaluate a checkpoint:
-    python tools/train_net.py --config-file configs/demo.yaml --eval-only MODEL.WEIGHTS output/demo/model_final.pth
+    python tools/train_net.py --config-file configs/demo.yaml --eval-only MODEL.WEIGHTS output/demo/model_final.pth \\
+        OUTPUT_DIR output/demo_eval
 
 Change settings, on 8 GPUs:
     python tools/train_net.py --config-file configs/diverse_weather/faster_rcnn_dinov2_b.yaml --num-gpus 8 \\
@@ -55,6 +57,7 @@ def setup(args):
     """
     cfg = setup_cfg(args.config_file, args.opts)
     check_device(cfg)
+    check_processes(cfg, args.num_gpus)
     if started_by_torchrun():
         init_torchrun_process_group(cfg.MODEL.DEVICE)
     if not args.eval_only:
@@ -65,6 +68,22 @@ def setup(args):
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="soma_det", abbrev_name="soma")
     return cfg
+
+
+def check_processes(cfg, num_gpus):
+    """Raise a ValueError where several processes cannot share MODEL.DEVICE; make a GPU with an index the current one."""
+    device = torch.device(cfg.MODEL.DEVICE)
+    several = num_gpus > 1 or started_by_torchrun()
+    if num_gpus > 1 and device.type == "cpu":
+        raise ValueError(
+            f"--num-gpus {num_gpus} with MODEL.DEVICE cpu: add MODEL.DEVICE cuda, or start processes on CPUs by torchrun."
+        )
+    if device.index is not None and several:
+        raise ValueError(
+            f"MODEL.DEVICE {device} is one GPU for several processes: set it to cuda, and choose GPUs by CUDA_VISIBLE_DEVICES."
+        )
+    if device.index is not None:
+        torch.cuda.set_device(device)  # what Detectron2 and torch measure is the current one's
 
 
 def main(args):

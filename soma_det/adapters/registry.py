@@ -105,6 +105,12 @@ def inject_adapter(vit: nn.Module, name: str, blocks: Sequence[int], **options) 
     return names
 
 
+def is_mergeable(module: nn.Module) -> bool:
+    """Whether this module is an adapted ViT that can be merged."""
+    name = getattr(module, "adapter_name", None)
+    return bool(name) and get_adapter(name).merge is not None
+
+
 def merge_adapter(model: nn.Module) -> list[str]:
     """Turn an adapted ViT, or the one inside a detector, back into a plain timm ViT that computes the same, in place.
 

@@ -166,7 +166,8 @@ class SeedEachIteration(HookBase):
 class SaveOnInterrupt(HookBase):
     """On SIGINT or SIGTERM, finishes the iteration, saves a checkpoint and stops.
 
-    A second signal stops at once. Every rank stops at the same iteration.
+    A second signal stops at once, and so does the first one when the training is over and its model is being evaluated.
+    Every rank stops at the same iteration.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -196,9 +197,13 @@ class SaveOnInterrupt(HookBase):
             if number == signal.SIGTERM:
                 os._exit(0)
             return
+        signal.signal(number, self.previous[number])
+        if self.trainer.iter >= self.trainer.max_iter:
+            logger.warning("Stopping; the trained model is saved, evaluate it with --resume.")
+            signal.raise_signal(number)
+            return
         logger.warning("Stopping after this iteration; once more to stop at once.")
         self.received = number
-        signal.signal(number, self.previous[number])
 
 
 def _unwrap(model: nn.Module) -> nn.Module:

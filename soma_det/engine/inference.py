@@ -7,7 +7,7 @@ from typing import Iterator
 import torch
 from torch import Tensor, nn
 
-from soma_det.adapters import get_adapter, merge_adapter
+from soma_det.adapters import is_mergeable, merge_adapter
 
 
 @contextmanager
@@ -69,15 +69,10 @@ def merged_for_inference(model: nn.Module) -> Iterator[nn.Module]:
 
 def _place_of_vit(model: nn.Module) -> tuple[nn.Module | None, str] | None:
     """(parent, attribute) of the mergeable ViT, (None, "") if it is the model itself, None if there is none."""
-    if _is_mergeable(model):
+    if is_mergeable(model):
         return None, ""
     children = ((parent, name, child) for parent in model.modules() for name, child in parent.named_children())
-    return next(((parent, name) for parent, name, child in children if _is_mergeable(child)), None)
-
-
-def _is_mergeable(module: nn.Module) -> bool:
-    name = getattr(module, "adapter_name", None)
-    return bool(name) and get_adapter(name).merge is not None
+    return next(((parent, name) for parent, name, child in children if is_mergeable(child)), None)
 
 
 def _merged_twin(vit: nn.Module) -> nn.Module:

@@ -32,10 +32,6 @@ class WeatherEvaluator(DatasetEvaluator):
 
     Works on every data set that is registered with ``thing_classes`` and whose records have an ``image_id``: VOC
     folders and COCO json files alike. During inference a rank holds 24 bytes per detection.
-
-    Attributes:
-        box_counts: class name -> number of ground-truth boxes; filled by :meth:`evaluate`.
-        image_count: number of pictures in the split; filled by :meth:`evaluate`.
     """
 
     def __init__(self, dataset_name: str, output_dir: str | os.PathLike | None = None):
@@ -45,8 +41,6 @@ class WeatherEvaluator(DatasetEvaluator):
             output_dir: where to save the detections, as ``<output_dir>/<dataset_name>/coco_instances_results.json``.
         """
         self.dataset_name = dataset_name
-        self.box_counts: dict[str, int] = {}
-        self.image_count = 0
         self._predictions_file = output_dir and Path(output_dir) / dataset_name / PREDICTIONS_FILE
         self._num_classes = len(MetadataCatalog.get(dataset_name).thing_classes)
         self.reset()
@@ -99,7 +93,6 @@ class WeatherEvaluator(DatasetEvaluator):
             save_predictions(self._predictions_file, image_ids, rows, self.dataset_name)
         truth = load_ground_truth(self.dataset_name)
         detections = self._locate(truth, image_ids, rows)
-        self.box_counts, self.image_count = truth.counts(), len(truth.image_ids)
         return score_detections(truth, detections)
 
     def _locate(self, truth: GroundTruth, image_ids: list[Hashable], rows: list[np.ndarray]) -> Detections:

@@ -123,6 +123,7 @@ def _create(name: str, weights: str, **options) -> nn.Module:
         return model
     if weights != "timm":
         options["pretrained_cfg_overlay"] = dict(file=weights)
+    del model  # two more are built next
     try:
         return _create_pretrained(name, options)
     except Exception as error:  # timm, huggingface_hub and torch each raise their own kinds

@@ -143,18 +143,19 @@ class Pretraining:
         targets = {name: torch.from_numpy(array).to(self.device) for name, array in batch.targets.items()}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             losses = self.model(pictures.permute(0, 3, 1, 2).float(), places, **targets)
-        loss = sum(losses.values())
-        self.parts = {name: value.item() for name, value in losses.items()}
-        if not torch.isfinite(loss):
+        values = torch.stack(list(losses.values()))
+        self.parts = dict(zip(losses, values.tolist()))
+        loss = sum(self.parts.values())
+        if not math.isfinite(loss):
             raise FloatingPointError(
-                f"The loss is {loss.item()} at iteration {self.iteration}: lower the learning rate, "
+                f"The loss is {loss} at iteration {self.iteration}: lower the learning rate, "
                 "in another output folder."
             )
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        values.sum().backward()
         self.optimizer.step()
         self.model.after_step((self.iteration + 1) / self.steps)
-        return loss.item()
+        return loss
 
     def _log(self, seconds: float, waited: float, done: int, limit: float) -> None:
         rate = done / seconds
