@@ -1,6 +1,7 @@
 """The fast paths change nothing: products composed by hand, merged evaluation, batched and mixed-precision testing."""
 
 import copy
+import shutil
 
 import pytest
 import timm
@@ -193,6 +194,18 @@ def test_compilation_reaches_every_block_and_is_undone(monkeypatch):
     assert all(block._compiled_call_impl is None for block in [*compiled, *model.model.blocks])
     with pytest.raises(ValueError, match="TEST.COMPILE"), prepared_for_inference(nn.Linear(2, 2), compile_blocks=True):
         pass
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="torch.compile needs a C++ compiler")
+def test_compiled_blocks_compute_the_same():
+    model = adapted("soma").eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(x)
+        with prepared_for_inference(model, compile_blocks=True):
+            compiled = model(x)
+    torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_batches_are_runs_of_equal_size():

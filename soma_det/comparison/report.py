@@ -331,7 +331,7 @@ def _markdown(content: dict, tables: dict[str, dict], problems: dict, metadata: 
         role = "source" if split == source else "unseen"
         boxes = sum(content["boxes"][split].values())
         lines.append(f"- {label}: `{split}`, {role}, {content['pictures'][split]:,} pictures, {boxes:,} boxes")
-    parts = ["# Adapters compared in unseen weather", "\n".join(lines), _problems(problems)]
+    parts = ["# Compared in unseen weather", "\n".join(lines), _problems(problems)]
     for index, (heading, table) in enumerate(tables.items()):
         parts += [f"## {heading}", tabulate(**table, tablefmt="github")]
         if index == 0:
