@@ -163,8 +163,12 @@ def check_cfg(cfg: CN) -> None:
 
 
 def check_device(cfg: CN) -> None:
-    """Raise a ValueError where MODEL.DEVICE asks for a GPU that is not there."""
-    if not cfg.MODEL.DEVICE.startswith("cuda"):
+    """Raise a ValueError where MODEL.DEVICE is no device of torch's, or a GPU that is not there."""
+    try:
+        device = torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError as error:
+        raise ValueError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, which is no device: set it to cuda or cpu.") from error
+    if device.type != "cuda":
         return
     if not torch.cuda.is_available():
         raise ValueError(
@@ -172,8 +176,7 @@ def check_device(cfg: CN) -> None:
             "SOLVER.AMP.ENABLED False to the command line. If there is one, its driver may be too old for this torch, "
             f"which was built for CUDA {torch.version.cuda}: see https://pytorch.org/get-started/previous-versions."
         )
-    index = torch.device(cfg.MODEL.DEVICE).index or 0
-    if index >= torch.cuda.device_count():
+    if (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, and there are {torch.cuda.device_count()} GPUs.")
 
 

@@ -64,6 +64,7 @@ def test_wrong_input_is_explained_and_leaves_no_output_folder(data, tmp_path, ch
         ("cpu", ["--num-gpus", "2"], "--num-gpus 2 with MODEL.DEVICE cpu: add MODEL.DEVICE cuda"),
         ("cuda:1", ["--num-gpus", "2"], "one GPU for several processes"),
         ("cuda:2", [], "there are 2 GPUs"),
+        ("gpu", [], "'gpu', which is no device: set it to cuda or cpu"),
     ],
 )
 def test_devices_that_processes_cannot_use_are_explained(data, tmp_path, monkeypatch, device, flags, message):

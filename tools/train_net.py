@@ -78,12 +78,13 @@ def check_processes(cfg, num_gpus):
         raise ValueError(
             f"--num-gpus {num_gpus} with MODEL.DEVICE cpu: add MODEL.DEVICE cuda, or start processes on CPUs by torchrun."
         )
-    if device.index is not None and several:
+    if device.type == "cpu" or device.index is None:
+        return
+    if several:
         raise ValueError(
             f"MODEL.DEVICE {device} is one GPU for several processes: set it to cuda, and choose GPUs by CUDA_VISIBLE_DEVICES."
         )
-    if device.index is not None:
-        torch.cuda.set_device(device)  # what Detectron2 and torch measure is the current one's
+    torch.cuda.set_device(device)  # what Detectron2 and torch measure is the current one's
 
 
 def main(args):
