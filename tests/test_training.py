@@ -169,12 +169,12 @@ def test_an_interrupt_finishes_the_iteration_saves_and_resumes_exactly(finished,
 def test_an_interrupt_of_the_last_evaluation_stops_it_at_once(data, tmp_path, monkeypatch):
     evaluated = []
 
-    def test(cls, cfg, model):
+    def interrupted(cls, cfg, model):
         evaluated.append("begun")
         signal.raise_signal(signal.SIGINT)
         evaluated.append("ended")
 
-    monkeypatch.setattr(Trainer, "test", classmethod(test))
+    monkeypatch.setattr(Trainer, "test", classmethod(interrupted))
     with pytest.raises(KeyboardInterrupt):
         train(tiny_cfg(data, tmp_path, SOLVER__MAX_ITER=2))
     assert evaluated == ["begun"]

@@ -57,7 +57,7 @@ def setup(args):
     """
     cfg = setup_cfg(args.config_file, args.opts)
     check_device(cfg)
-    check_processes(cfg, args.num_gpus)
+    choose_device(cfg, args.num_gpus)
     if started_by_torchrun():
         init_torchrun_process_group(cfg.MODEL.DEVICE)
     if not args.eval_only:
@@ -70,8 +70,8 @@ def setup(args):
     return cfg
 
 
-def check_processes(cfg, num_gpus):
-    """Raise a ValueError where several processes cannot share MODEL.DEVICE; make a GPU with an index the current one."""
+def choose_device(cfg, num_gpus):
+    """Make a GPU that MODEL.DEVICE names by its index the current one; a ValueError where several processes have to share it."""
     device = torch.device(cfg.MODEL.DEVICE)
     several = num_gpus > 1 or started_by_torchrun()
     if num_gpus > 1 and device.type == "cpu":

@@ -273,11 +273,7 @@ def inject_soma(
         ValueError: a wrong rank, block, target or kind of components; the model is left as it was.
     """
     names = select_linears(vit, blocks, targets)
-    for name in names:
-        linear = vit.get_submodule(name)
-        if isinstance(linear, SomaLinear):
-            raise ValueError(f"{name} is adapted already; merge_soma first.")
-        _check_split(linear.weight.chunk(stacked_parts(name))[0], rank, components)
+    _check_layers(vit, names, rank, components)
     weights = {name: vit.get_submodule(name).weight for name in names}
     settings = {"rank": rank, "components": components, "seed": seed if components == "random" else None}
     stored = DecompositionCache(cache, weights, **settings) if cache and decompose else None
@@ -299,6 +295,14 @@ def inject_soma(
     what = f"{len(names)} layers in {len(set(blocks))} blocks"
     logger.info("SoMA: rank %d, %s components of %s", rank, components, what)
     return names
+
+
+def _check_layers(vit: nn.Module, names: Sequence[str], rank: int, components: str) -> None:
+    for name in names:
+        linear = vit.get_submodule(name)
+        if isinstance(linear, SomaLinear):
+            raise ValueError(f"{name} is adapted already; merge_soma first.")
+        _check_split(linear.weight.chunk(stacked_parts(name))[0], rank, components)
 
 
 def _map_in_threads(function: Callable, items: Sequence) -> Iterator:

@@ -75,6 +75,7 @@ class LayerFreezing(HookBase):
         self.modules, self.fingerprints, self.handle = {}, {}, None
 
     def before_train(self):
+        """Finds the modules; what stays frozen for good has to be so already, since DDP is built by now."""
         self.modules = match_modules(_unwrap(self.trainer.model), self.patterns)
         self.parameters = [p for module in self.modules.values() for p in module.parameters()]
         if self.until:

@@ -84,6 +84,11 @@ def _merged_twin(vit: nn.Module) -> nn.Module:
     return twin.requires_grad_(False)
 
 
+def in_full_precision(features: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Features in fp32: Detectron2 pools boxes in their precision, and bfloat16 tells 300 pixels from 302, not from 301."""
+    return {name: feature.float() for name, feature in features.items()}
+
+
 @contextmanager
 def _backbone_in(backbone: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Run a backbone, which maps pictures to {"p2": features, ...}, under autocast."""
@@ -91,8 +96,7 @@ def _backbone_in(backbone: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
     def autocast_forward(x: Tensor) -> dict[str, Tensor]:
         with torch.autocast(x.device.type, dtype=dtype):
-            features = forward(x)
-        return {name: feature.float() for name, feature in features.items()}
+            return in_full_precision(forward(x))
 
     backbone.forward = autocast_forward
     try:

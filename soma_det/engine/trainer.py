@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.modeling import Backbone, build_model
 from detectron2.utils import comm
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 import soma_det
@@ -22,7 +22,7 @@ from soma_det.config import check_device
 from soma_det.data.loader import build_test_loader, build_train_loader
 from soma_det.engine import hooks
 from soma_det.engine.checkpoint import AtomicCheckpointer
-from soma_det.engine.inference import prepared_for_inference
+from soma_det.engine.inference import in_full_precision, prepared_for_inference
 from soma_det.engine.optim import build_adamw
 from soma_det.evaluation import WeatherEvaluator, report
 from soma_det.modeling.freezing import freeze, match_modules
@@ -160,11 +160,6 @@ def _without_amp(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-def _in_full_precision(_backbone: nn.Module, _inputs: tuple, features: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Detectron2 pools boxes in the precision of the features, and bfloat16 tells 300 pixels from 302, not from 301."""
-    return {name: feature.float() for name, feature in features.items()}
-
-
 def _train_in(model: nn.Module, device: str, dtype: torch.dtype) -> None:
     """Run the model's training forward pass under autocast to this dtype, and hand on the backbone's features in fp32.
 
@@ -177,7 +172,7 @@ def _train_in(model: nn.Module, device: str, dtype: torch.dtype) -> None:
 
     model.forward = types.MethodType(autocast_forward, model)  # a bound method: a deep copy of the model gets its own
     for backbone in [module for module in model.modules() if isinstance(module, Backbone)][:1]:  # the outermost
-        backbone.register_forward_hook(_in_full_precision)
+        backbone.register_forward_hook(lambda _module, _inputs, features: in_full_precision(features))
 
 
 def load_model(cfg: CfgNode) -> nn.Module:
