@@ -73,12 +73,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of weights, pictures and masks (default: %(default)s)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)")
     add("--precision", choices=("bfloat16", "float32"), default="bfloat16", help="of products (default: %(default)s)")
-    add(
-        "--workers",
-        type=int,
-        default=max(1, (os.cpu_count() or 1) // 2),
-        help="threads that cut crops (default: %(default)s)",
-    )
+    add("--workers", type=int, help="processes that cut crops (default: half of the cores, on a GPU all but one)")
     add("--save-minutes", type=float, default=2.0, help="time between checkpoints (default: %(default)s)")
     return parser.parse_args(arguments)
 
@@ -109,6 +104,14 @@ def build_stream(args: argparse.Namespace, model: CropEncoder) -> PictureStream:
     return PictureStream(root, model.prepare, moments, batch=args.batch, crop_size=args.crop, seed=args.seed)
 
 
+def count_workers(asked: int | None, device: str) -> int:
+    """Processes that cut crops: on a CPU the training needs cores too."""
+    if asked is not None:
+        return asked
+    cores = os.cpu_count() or 1
+    return max(1, cores // 2 if device == "cpu" else cores - 1)
+
+
 def build(args: argparse.Namespace) -> Pretraining:
     """The run of the command line, at its beginning."""
     if any(size % PATCH for size in args.crop):
@@ -124,7 +127,7 @@ def build(args: argparse.Namespace) -> Pretraining:
     return Pretraining(
         model, stream, args.output, settings,
         steps=args.steps, warmup=max(1, args.steps // 20), peak_lr=args.lr, device=args.device,
-        precision=args.precision, save_period=60 * args.save_minutes, workers=args.workers,
+        precision=args.precision, save_period=60 * args.save_minutes, workers=count_workers(args.workers, args.device),
     )  # fmt: skip
 
 

@@ -54,8 +54,8 @@ class MaskedPrediction(CropEncoder):
         return {"noise": rng.random(patches, dtype=np.float32)}
 
     def forward(self, pictures: Tensor, places: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """The mean squared error of all patches, from pictures (N, 3, H, W) in 0 to 255, places (N, 2) and noise (N, patches)."""
-        order = noise.argsort(dim=1)
+        """The mean squared error of all patches, from pictures (N, 3, H, W) in 0 to 255, places (N, 2) and noise (N * patches,)."""
+        order = noise.view(len(pictures), -1).argsort(dim=1)
         seen = max(1, round(order.shape[1] * (1.0 - self.mask_ratio)))
         window = self.windows(pictures, places)
         tokens = self.encode(pictures, window, order[:, :seen])

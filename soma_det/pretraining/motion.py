@@ -39,8 +39,8 @@ def object_targets(moments: Sequence[np.ndarray], patch: int) -> dict[str, np.nd
         cover: (P, (patch / 4)^2) float32, share of each 4 x 4 pixels that is covered by some object;
         extent: (P, 4) float32, signed_log of the distances in pixels from the patch's center to the left, top, right and
         bottom of the object that covers most of it;
-        portrait: (P, 32, 32) uint8, the gray picture of that object;
-        covered: (P,) bool, whether there is such an object.
+        covered: (P,) bool, whether there is such an object;
+        portrait: (covered patches, 32, 32) uint8, the gray picture of that object.
     """
     height, width = moments[0].shape[:2]
     rows, columns = height // patch, width // patch
@@ -58,12 +58,13 @@ def object_targets(moments: Sequence[np.ndarray], patch: int) -> dict[str, np.nd
         most[near][own] = share[own]
         extent[near][own] = _extents((x0, y0, x1, y1), near, patch)[own]
         portrait[near][own] = cv2.resize(gray[y0:y1, x0:x1], (PORTRAIT, PORTRAIT), interpolation=cv2.INTER_AREA)
+    some = most > MIN_SHARE
     cells = _shares(covered, FINE).reshape(rows, patch // FINE, columns, patch // FINE)
     return {
         "cover": cells.transpose(0, 2, 1, 3).reshape(rows * columns, -1),
         "extent": extent.reshape(-1, 4),
-        "portrait": portrait.reshape(-1, PORTRAIT, PORTRAIT),
-        "covered": most.reshape(-1) > MIN_SHARE,
+        "covered": some.reshape(-1),
+        "portrait": portrait[some],
     }
 
 

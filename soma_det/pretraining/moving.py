@@ -34,13 +34,13 @@ class MovingObjects(CropEncoder):
         return object_targets(others, self.patch)
 
     def forward(
-        self, pictures: Tensor, places: Tensor, cover: Tensor, extent: Tensor, portrait: Tensor, covered: Tensor
+        self, pictures: Tensor, places: Tensor, cover: Tensor, extent: Tensor, covered: Tensor, portrait: Tensor
     ) -> dict[str, Tensor]:
-        """Losses by name, from pictures (N, 3, H, W) in 0 to 255, places (N, 2) and, for P patches, what object_targets says."""
-        tokens = self.encode(pictures, self.windows(pictures, places))
+        """Losses by name, from pictures (N, 3, H, W) in 0 to 255, places (N, 2) and, of all their patches, what object_targets says."""
+        tokens = self.encode(pictures, self.windows(pictures, places)).flatten(0, 1)
         with torch.autocast(tokens.device.type, enabled=False):
             cells, reach, look = self.predict(tokens.float()).split(self.outputs, dim=-1)
-            wanted = hog(portrait[covered][:, None] / 255.0, PORTRAIT)[:, 0]
+            wanted = hog(portrait[:, None] / 255.0, PORTRAIT)[:, 0]
             count = max(1, len(wanted))
             return {
                 "loss_cover": F.binary_cross_entropy_with_logits(cells, cover),

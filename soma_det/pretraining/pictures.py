@@ -9,24 +9,29 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
 WEATHER_FOLDER, MOMENTS = "weather", ("moment0", "moment1", "moment2")  # as tools/pretrain_vit.py --render writes them
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _ORDER, _CROPS = 0, 1  # streams of random numbers
+_DECODED_AT_ONCE = 64  # pictures
 
 
 class Batch(NamedTuple):
     """Crops for one iteration.
 
     pictures: (N, H, W, 3) uint8 RGB. places: (N, 2) float32, where in its picture a crop was taken from, 0 (top, left) to 1
-    (bottom, right). targets: what the objective wants besides, arrays of N by name.
+    (bottom, right). targets: what the objective wants besides by name, of all crops one after the other.
     """
 
-    pictures: np.ndarray
-    places: np.ndarray
-    targets: dict[str, np.ndarray]
+    pictures: Tensor
+    places: Tensor
+    targets: dict[str, Tensor]
 
 
 # From one crop (H, W, 3) uint8 RGB of a picture and those of its companions to what the objective wants, arrays by name.
@@ -46,14 +51,15 @@ def find_pictures(root: str | Path) -> list[Path]:
     return found
 
 
-class PictureStream:
+class PictureStream(Dataset):
     """Batches of random crops; batch ``i`` is a function of the pictures, the seed and ``i`` alone.
 
-    Each picture is decoded once and kept in memory, up to ``memory`` bytes; beyond it, the rest is decoded at every use.
+    Pictures are decoded before the first batch and kept in memory, up to ``memory`` bytes, which worker processes share;
+    the rest is decoded at every use.
 
     Args:
         root: folder of pictures, searched recursively.
-        prepare: what the objective makes of a crop, see Prepare; may be called from several threads.
+        prepare: what the objective makes of a crop, see Prepare; may be called in other processes.
         companions: folders with other pictures of the same names, cut as their picture is and handed to ``prepare``.
         batch: crops in a batch.
         crop_size: (H, W), pixels.
@@ -88,24 +94,47 @@ class PictureStream:
             "%d pictures below %s%s", len(paths), root, f", with {len(companions)} others each" * bool(companions)
         )
 
-    def batch(self, iteration: int) -> Batch:
-        """The crops of one iteration; may be called from several threads."""
+    def __getitem__(self, iteration: int) -> Batch:
+        """The crops of one iteration."""
         rng = np.random.default_rng([self.seed, _CROPS, iteration])
         crops = [self._crop(self.paths[index], rng) for index in self._indices(iteration)]
         pictures, places, targets = zip(*crops)
-        return Batch(
-            np.stack(pictures), np.stack(places), {name: np.stack([t[name] for t in targets]) for name in targets[0]}
+        joined = {name: torch.from_numpy(np.concatenate([t[name] for t in targets])) for name in targets[0]}
+        return Batch(torch.from_numpy(np.stack(pictures)), torch.from_numpy(np.stack(places)), joined)
+
+    def batches(self, start: int, stop: int, workers: int = 0, pinned: bool = False) -> Iterator[Batch]:
+        """Batches ``start`` to ``stop - 1``, made ahead of time by ``workers`` processes; by this one if there are none.
+
+        Args:
+            pinned: whether to hand them on in memory that GPUs copy from without the CPU.
+        """
+        self._keep_pictures()
+        yield from DataLoader(
+            self,
+            batch_size=None,  # an item is a batch
+            sampler=range(start, stop),
+            num_workers=workers,
+            pin_memory=pinned,
+            multiprocessing_context="fork" if workers else None,  # what is kept is inherited, not copied
+            worker_init_fn=_init_worker,
+            generator=torch.Generator(),  # or it would draw from, and so move on, the model's random numbers
         )
 
-    def batches(self, start: int, stop: int, workers: int = 1) -> Iterator[Batch]:
-        """Batches ``start`` to ``stop - 1``; ``workers`` threads make one each ahead of time."""
-        with ThreadPoolExecutor(workers, "pictures") as pool:
-            ahead = [pool.submit(self.batch, i) for i in range(start, min(stop, start + workers + 1))]
-            for iteration in range(start, stop):
-                batch = ahead.pop(0).result()
-                if iteration + workers + 1 < stop:
-                    ahead.append(pool.submit(self.batch, iteration + workers + 1))
-                yield batch
+    def _keep_pictures(self) -> None:
+        """Decode pictures into memory until all are there or it is full."""
+        paths = [path for group in self.paths for path in group if path not in self._kept]
+        with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(paths), unit="picture", delay=1.0) as bar:
+            for start in range(0, len(paths), _DECODED_AT_ONCE):
+                some = paths[start : start + _DECODED_AT_ONCE]
+                for path, picture in zip(some, pool.map(self._decode, some)):
+                    if picture.nbytes > self.room:
+                        logger.info(
+                            "Memory is full with %d pictures; the others are decoded at every use.", len(self._kept)
+                        )
+                        return
+                    self.room -= picture.nbytes
+                    self._kept[path] = picture
+                bar.update(len(some))
 
     def _indices(self, iteration: int) -> list[int]:
         """Pictures of a batch: every epoch is another permutation of all of them."""
@@ -129,19 +158,20 @@ class PictureStream:
 
     def _read(self, path: Path) -> np.ndarray:
         """(H, W, 3) uint8 RGB."""
-        if path in self._kept:
-            return self._kept[path]
+        return self._kept[path] if path in self._kept else self._decode(path)
+
+    def _decode(self, path: Path) -> np.ndarray:
         picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if picture is None:
             raise OSError(f"{path} cannot be read as a picture: remove it, or write it again.")
         shrink = self.longest / max(picture.shape[:2])
         if shrink < 1.0:
             picture = cv2.resize(picture, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
-        picture = np.ascontiguousarray(picture[..., ::-1])
-        if self.room >= picture.nbytes:
-            self.room -= picture.nbytes
-            self._kept[path] = picture
-        return picture
+        return np.ascontiguousarray(picture[..., ::-1])
+
+
+def _init_worker(_worker: int) -> None:
+    cv2.setNumThreads(0)  # one process is one core; and OpenCV's threads do not survive the fork
 
 
 def _memory_to_fill() -> int:
@@ -163,4 +193,4 @@ def _cut(picture: np.ndarray, size: Sequence[int], scale: float, place: np.ndarr
     top, left = int(place[0] * (height - rows + 1)), int(place[1] * (width - columns + 1))
     window = picture[top : top + rows, left : left + columns]
     crop = cv2.resize(window, (size[1], size[0]), interpolation=cv2.INTER_AREA if scale < 1.0 else cv2.INTER_LINEAR)
-    return np.ascontiguousarray(crop[:, ::-1]) if flip else crop
+    return cv2.flip(crop, 1) if flip else crop

@@ -52,6 +52,7 @@ class Pretraining:
         settings: what the weights are a function of; a checkpoint of other settings is refused.
         precision: "bfloat16" computes products in bfloat16, on CPU too; "float32".
         save_period: seconds between checkpoints.
+        workers: processes that cut crops, see PictureStream.batches.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Pretraining:
         device: str = "cpu",
         precision: str = "bfloat16",
         save_period: float = 120.0,
-        workers: int = 1,
+        workers: int = 0,
     ):
         if steps < 1 or warmup < 0:
             raise ValueError(f"{steps} iterations with {warmup} of warm-up: at least 1 and 0 are needed.")
@@ -114,7 +115,9 @@ class Pretraining:
         before, first = self.seconds, self.iteration
         self.model.train()
         with _interruptible() as stopped:
-            for batch in self.stream.batches(self.iteration, self.steps, self.workers):
+            for batch in self.stream.batches(
+                self.iteration, self.steps, self.workers, pinned=self.device.type == "cuda"
+            ):
                 waited += time.monotonic() - now
                 loss = self._step(batch)
                 self.losses.append(loss)
@@ -139,8 +142,8 @@ class Pretraining:
         """One optimizer step; the loss before it."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.iteration, self.steps, self.warmup, self.peak_lr)
-        pictures, places = (torch.from_numpy(array).to(self.device) for array in batch[:2])
-        targets = {name: torch.from_numpy(array).to(self.device) for name, array in batch.targets.items()}
+        pictures, places = (tensor.to(self.device, non_blocking=True) for tensor in batch[:2])
+        targets = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.targets.items()}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             losses = self.model(pictures.permute(0, 3, 1, 2).float(), places, **targets)
         values = torch.stack(list(losses.values()))
@@ -206,7 +209,10 @@ def export_weights(vit: nn.Module, path: str | Path) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """A function that tells whether SIGINT came; a second one interrupts at once."""
+    """A function that tells whether SIGINT came; a second one interrupts at once.
+
+    Processes that are forked inside do the same: Ctrl-C reaches them too, and the iteration needs them.
+    """
     signals: list[int] = []
 
     def note(number, _frame):
