@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
 
 from soma_det.files import atomic_path, write_bytes
 from soma_det.modeling.vit import IMG_SIZE

@@ -1,7 +1,6 @@
 """Reading and augmenting pictures on one core, against Detectron2's own mapper."""
 
 import argparse
-import random
 import tempfile
 from pathlib import Path
 from typing import Callable
