@@ -40,7 +40,7 @@ demo: setup
 benchmark: setup
 	$(PYTHON) tools/benchmark.py train --vit ti --pixels 256 --rounds 30 --output output/benchmark/train_ti.json
 	$(PYTHON) tools/benchmark.py train --output output/benchmark/train_s.json
-	$(PYTHON) tools/benchmark.py train --detector --vit ti --pixels 256 --rounds 5 --output output/benchmark/train_detector.json
+	$(PYTHON) tools/benchmark.py train --detector --vit ti --pixels 256 --rounds 9 --output output/benchmark/train_detector.json
 	$(PYTHON) tools/benchmark.py infer
 	$(PYTHON) tools/benchmark.py init
 	$(PYTHON) tools/benchmark.py data

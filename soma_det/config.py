@@ -68,7 +68,7 @@ def _add_model(cfg: CN) -> None:
 def _add_data(cfg: CN) -> None:
     weather = cfg.DATASETS.WEATHER = CN()
     weather.PREFIX = "diverse_weather"  # data sets are named <prefix>_<domain>_<list>
-    weather.ROOT = ""  # folder of the domains; empty: $DETECTRON2_DATASETS/diverseWeather
+    weather.ROOT = ""  # folder of the domains; empty: diverseWeather in $DETECTRON2_DATASETS, or in datasets
     weather.DOMAINS = list(DOMAINS)
     weather.CLASSES = list(CLASSES)
     cfg.DATASETS.COCO_JSON = []  # further data sets: [[name, json file, folder of pictures], ...]
@@ -77,7 +77,7 @@ def _add_data(cfg: CN) -> None:
     augmentation = cfg.INPUT.AUGMENTATION = CN()
     augmentation.SCALE_RANGE = [0.1, 2.0]  # random resize, relative to CROP_SIZE
     augmentation.CROP_SIZE = [1024, 1024]  # (H, W), pixels; smaller pictures are padded
-    augmentation.PHOTOMETRIC = True  # random brightness, contrast, saturation and hue
+    augmentation.PHOTOMETRIC = True  # random brightness, contrast, saturation, hue and order of the channels
 
 
 def _add_solver(cfg: CN) -> None:
@@ -89,7 +89,9 @@ def _add_solver(cfg: CN) -> None:
     annealing.ENABLED = True
     annealing.FINAL = 1e-5  # weight decay of the last iteration
 
-    cfg.SOLVER.AMP.DTYPE = "float16"  # or "bfloat16", which CPUs have too; takes effect with SOLVER.AMP.ENABLED
+    cfg.SOLVER.AMP.DTYPE = (
+        "float16"  # or "bfloat16", which CPUs have too; takes effect with SOLVER.AMP.ENABLED, TEST.AMP.ENABLED
+    )
 
     freezing = cfg.SOLVER.FREEZING = CN()
     freezing.MODULES = []  # regular expressions of module names to freeze besides the ViT's leading blocks
@@ -100,7 +102,7 @@ def _add_test(cfg: CN) -> None:
     cfg.TEST.BATCH_SIZE = 1  # pictures of one size that a process evaluates at a time
     cfg.TEST.COMPILE = False  # torch.compile the blocks of the ViT; needs a C++ compiler
     cfg.TEST.AMP = CN()
-    cfg.TEST.AMP.ENABLED = False  # evaluate in SOLVER.AMP.DTYPE
+    cfg.TEST.AMP.ENABLED = False  # evaluate the backbone in SOLVER.AMP.DTYPE
 
 
 def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CN:

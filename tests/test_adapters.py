@@ -210,6 +210,14 @@ def test_checkpoints_of_a_plain_and_an_adapted_vit_do_not_fit_each_other(case, t
         AtomicCheckpointer(model).load(str(tmp_path / "model.pth"))
 
 
+def test_a_checkpoint_with_more_than_the_model_has_is_refused(tmp_path):
+    dora, lora = nn.Module(), nn.Module()
+    dora.backbone, lora.backbone = (build_backbone("MODEL.ADAPTER.NAME", name) for name in ("dora", "peft_lora"))
+    torch.save({"model": dora.state_dict()}, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match="left over.*magnitude"):
+        AtomicCheckpointer(lora).load(str(tmp_path / "model.pth"))
+
+
 def test_one_step_under_autocast_and_ddp_moves_every_rank_alike():
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -7,8 +7,10 @@ import json
 import math
 import os
 import signal
+import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ from soma_det.comparison.runs import (
     Exit,
     Finished,
     Run,
+    _record,
     count_trainable,
     data_sha256,
     require_unchanged,
@@ -94,6 +97,8 @@ def test_a_runs_own_settings_win_over_the_command_line_and_that_over_the_file(da
         (dict(runs={"soma": ["x"]}), "write KEY: VALUE pairs"),
         (dict(config="nowhere.yaml"), "nowhere.yaml, which does not exist"),
         (dict(config=""), "has no config"),
+        (dict(seeds=3), "seeds is 3, and has to be a list"),
+        (dict(classes="car"), "classes is 'car', and has to be a list"),
     ],
 )
 def test_a_wrong_comparison_file_is_explained(data, tmp_path, content, message):
@@ -350,6 +355,51 @@ def test_a_failed_run_is_reported_with_its_log_and_the_others_go_on(data, tmp_pa
     assert (output / "biases" / "seed1" / "model_final.pth").is_file()
     again = TrainHere()
     assert compare(path, output, again) == 0 and again.trained == [("soma", 1)]
+
+
+def test_an_interrupted_comparison_still_tells_which_runs_have_failed(data, tmp_path, capsys):
+    path, output = write_comparison(tmp_path / "c.yaml", data), tmp_path / "out"
+    assert compare(path, output, TrainHere(interrupt_at=2, fail=["soma"])) == 130
+    assert [failure["run"] for failure in json.loads((output / "results.json").read_text())["failed"]] == [
+        "soma, seed 1"
+    ]
+    assert "FAILED soma, seed 1" in capsys.readouterr().out
+
+
+def test_a_run_that_cannot_be_recorded_has_failed_and_the_others_go_on(data, tmp_path, monkeypatch):
+    path, output = write_comparison(tmp_path / "c.yaml", data, seeds=[1]), tmp_path / "out"
+
+    def full(run, *others):
+        if run.name == "soma":
+            raise OSError("no space left")
+        _record(run, *others)
+
+    monkeypatch.setattr("soma_det.comparison.runs._record", full)
+    assert compare(path, output, TrainHere()) == 1
+    assert "no space left" in json.loads((output / "results.json").read_text())["failed"][0]["why"]
+    assert (output / "biases" / "seed1" / RECORD_FILE).is_file()
+
+
+def test_missing_pretrained_weights_are_noticed_before_anything_is_trained(data, tmp_path):
+    lost = {"MODEL.VIT.WEIGHTS": str(tmp_path / "lost.safetensors")}
+    train = TrainHere()
+    with pytest.raises(SystemExit, match="lost.safetensors.*no file"):
+        compare(write_comparison(tmp_path / "c.yaml", data, {"soma": {}, "lost": lost}), tmp_path / "out", train)
+    assert train.trained == []
+
+
+def test_a_signal_that_comes_before_the_process_is_passed_on_to_it(tmp_path, monkeypatch):
+    start = subprocess.Popen
+
+    def late(*arguments, **options):
+        signal.raise_signal(signal.SIGTERM)
+        return start(*arguments, **options)
+
+    monkeypatch.setattr("subprocess.Popen", late)
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        TrainingProcess([sys.executable, "-c", "import time; time.sleep(60)"])([], tmp_path / "log")
+    assert time.monotonic() - begun < 30
 
 
 def test_a_run_evaluated_but_not_recorded_is_evaluated_again_and_not_trained(data, tmp_path):

@@ -147,7 +147,9 @@ def test_every_epoch_shows_every_picture_once(pictures):
 
 def test_memory_changes_no_crop(pictures):
     streams = [plain_stream(pictures, batch=4, memory=memory) for memory in (0, 20_000, 1 << 20)]
-    (first,), (second,), (third,) = (stream.batches(5, 6) for stream in streams)
+    for stream in streams:
+        stream.decode()
+    first, second, third = (stream[5] for stream in streams)
     assert same(first, second) and same(first, third)
     assert [len(stream._kept) for stream in streams] == [0, 2, 8]  # of 40 x 80 x 3 bytes each
 
@@ -173,6 +175,15 @@ def test_the_place_of_a_crop_is_that_in_the_picture_as_it_is_shown(tmp_path):
     shown = torch.where(flipped, 1.0 - bright, bright)
     # A crop of 32 of 240 columns has its middle at (place * 209 + 15.5) / 239, up to the rounding to a column.
     assert (shown - (batch.places[:, 1] * 209 + 15.5) / 239).abs().max() < 1.1 / 239
+
+
+def test_companions_of_another_size_are_an_error(pictures, tmp_path):
+    for path in find_pictures(pictures):
+        companion = tmp_path / "larger" / path.relative_to(pictures)
+        companion.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(companion), np.zeros((41, 80, 3), np.uint8))
+    with pytest.raises(ValueError, match="different sizes"):
+        plain_stream(pictures, [tmp_path / "larger"])[0]
 
 
 def test_a_missing_companion_is_an_error(pictures, tmp_path):
@@ -399,8 +410,13 @@ def test_the_tool_trains_resumes_and_reports_mistakes(pictures, tmp_path, capsys
     assert "iteration 3 of 3" in capsys.readouterr().out
     assert pretrain_vit.main(command + ["--lr", "1"]) == 1
     assert "other settings (lr)" in capsys.readouterr().err
-    assert pretrain_vit.main(["--pictures", str(tmp_path / "nowhere"), "--output", str(tmp_path / "o")]) == 1
+    nowhere = ["--pictures", str(tmp_path / "nowhere"), "--output", str(tmp_path / "o")]
+    assert pretrain_vit.main([*nowhere, "--objective", "hog"]) == 1
     assert "holds no pictures" in capsys.readouterr().err
+    assert pretrain_vit.main(nowhere) == 1
+    assert "--objective hog" in capsys.readouterr().err
+    assert pretrain_vit.main(command + ["--device", "abacus"]) == 1
+    assert "--device abacus cannot be used" in capsys.readouterr().err
     assert pretrain_vit.main(command + ["--crop", "64", "64"]) == 1
     assert "larger than --img-size" in capsys.readouterr().err
     next(iter(pictures.rglob("*.png"))).write_bytes(b"no picture")

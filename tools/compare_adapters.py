@@ -6,8 +6,8 @@ python tools/compare_adapters.py --config-file configs/comparison/synthdrive.yam
 
 import argparse
 import datetime
+import functools
 import logging
-import os
 import platform
 import sys
 from pathlib import Path
@@ -21,6 +21,8 @@ from soma_det.comparison.plan import require_classes, require_comparable, requir
 from soma_det.comparison.runs import is_finished
 from soma_det.config import check_device
 from soma_det.data import check_data_exists, register_from_config
+from soma_det.machine import count_cores
+from soma_det.modeling.backbone import check_pretrained
 
 TRAIN_NET = Path(__file__).resolve().parent / "train_net.py"
 
@@ -59,12 +61,9 @@ def main(argv=None, train=None) -> int:
         runs = prepare(comparison, args.output)
         failures, interrupted = {}, False
         try:
-            failures = train_all(
-                runs,
-                train or TrainingProcess([sys.executable, str(TRAIN_NET)]),
-                args.keep_checkpoints,
-                after_each=lambda failures: report(args, comparison, runs, failures),
-            )
+            command = TrainingProcess([sys.executable, str(TRAIN_NET)])
+            write = functools.partial(report, args, comparison, runs, failures)
+            train_all(runs, train or command, failures, write, args.keep_checkpoints)
         except KeyboardInterrupt:
             interrupted = True
         tables = report(args, comparison, runs, failures)
@@ -89,6 +88,9 @@ def prepare(comparison, output):
     require_classes(runs[0].cfg, comparison.classes)
     require_validation(runs[0].cfg, comparison.validation)
     check_data_exists([*runs[0].cfg.DATASETS.TRAIN, *runs[0].cfg.DATASETS.TEST])
+    for run in runs:
+        if not is_finished(run):
+            check_pretrained(run.cfg)
     return runs
 
 
@@ -106,7 +108,7 @@ def report(args, comparison, runs, failures) -> str:
         "seeds": ", ".join(map(str, comparison.seeds)),
         "training sets": ", ".join(cfg.DATASETS.TRAIN),
         "iterations": f"{cfg.SOLVER.MAX_ITER:,} of {cfg.SOLVER.IMS_PER_BATCH} pictures",
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, device {cfg.MODEL.DEVICE}",
+        "machine": f"{platform.machine()}, {count_cores()} CPUs, device {cfg.MODEL.DEVICE}",
         "soma_det": soma_det.__version__,
         "torch": torch.__version__,
     }

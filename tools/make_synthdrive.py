@@ -3,7 +3,7 @@
 
 Examples, from the root of the repository:
 
-    python tools/make_synthdrive.py --output datasets/synthdrive --train 2000 --test 300
+    python tools/make_synthdrive.py --output datasets/synthdrive --train 600 --test 60
     python tools/make_synthdrive.py --output output/small --train 40 --test 10 --contact-sheet output/small.png
     python tools/make_synthdrive.py --output datasets/synthdrive_all --train 500 --train-domains daytime_clear night_rainy
 
@@ -36,12 +36,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--train",
         type=int,
-        default=2000,
+        default=600,
         metavar="N",
         help="training pictures per training domain (default: %(default)s)",
     )
     parser.add_argument(
-        "--test", type=int, default=300, metavar="N", help="test pictures per domain (default: %(default)s)"
+        "--test", type=int, default=60, metavar="N", help="test pictures per domain (default: %(default)s)"
     )
     parser.add_argument(
         "--train-domains",
@@ -117,6 +117,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on from here.", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -20,7 +20,6 @@ for MODEL.VIT.WEIGHTS, with MODEL.VIT.NAME as given here.
 import argparse
 import logging
 import math
-import os
 import sys
 from pathlib import Path
 
@@ -28,6 +27,7 @@ import torch
 from tqdm import tqdm
 
 import soma_det  # noqa: F401  (makes detectron2 importable)
+from soma_det.machine import count_cores
 from soma_det.modeling.vit import count_parameters, create_timm_vit
 from soma_det.pretraining.distillation import SelfDistillation
 from soma_det.pretraining.encoder import CropEncoder
@@ -98,9 +98,14 @@ def build_model(args: argparse.Namespace) -> CropEncoder:
 def build_stream(args: argparse.Namespace, model: CropEncoder) -> PictureStream:
     """The pictures, with their companions where the objective has any."""
     root = Path(args.pictures)
+    missing = [folder for folder in (WEATHER_FOLDER, *MOMENTS) if not (root / folder).is_dir()]
     moments = [root / folder for folder in MOMENTS] if args.objective == "moving" else []
-    rendered = moments or (root / WEATHER_FOLDER).is_dir()  # "hog" takes no moments for pictures of their own
-    root = root / WEATHER_FOLDER if rendered else root
+    if moments and missing:
+        raise ValueError(
+            f"{root} has no folder {', '.join(missing)}, which --objective moving needs: draw scenes into it with "
+            "--render N, or learn from pictures of any kind with --objective hog."
+        )
+    root = root if missing else root / WEATHER_FOLDER  # other objectives take no moments for pictures of their own
     return PictureStream(root, model.prepare, moments, batch=args.batch, crop_size=args.crop, seed=args.seed)
 
 
@@ -108,14 +113,23 @@ def count_workers(asked: int | None, device: str) -> int:
     """Processes that cut crops: on a CPU the training needs cores too."""
     if asked is not None:
         return asked
-    cores = os.cpu_count() or 1
-    return max(1, cores // 2 if device == "cpu" else cores - 1)
+    return max(1, count_cores() // 2 if device == "cpu" else count_cores() - 1)
+
+
+def check_device(name: str) -> None:
+    """Raise a ValueError where torch cannot use it."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise ValueError(f"--device {name} cannot be used here: {error}. Leave it out for what there is.") from error
 
 
 def build(args: argparse.Namespace) -> Pretraining:
     """The run of the command line, at its beginning."""
-    if any(size % PATCH for size in args.crop):
-        raise ValueError(f"--crop {args.crop} has to be a multiple of {PATCH} pixels, the patch size.")
+    for option, sizes in (("--crop", args.crop), ("--img-size", args.img_size)):
+        if any(size % PATCH for size in sizes):
+            raise ValueError(f"{option} {sizes} has to be a multiple of {PATCH} pixels, the patch size.")
+    check_device(args.device)
     if any(crop > size for crop, size in zip(args.crop, args.img_size)):
         raise ValueError(
             f"--crop {args.crop} is larger than --img-size {args.img_size}, for which the ViT has positions."
@@ -136,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        if args.render:
+        if args.render is not None:
             render(args)
         training = build(args)
         training.resume()
@@ -144,6 +158,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"pretrain_vit.py: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
+        return 130
     print(
         f"{args.output}/{WEIGHTS}: iteration {training.iteration} of {args.steps}, {training.seconds / 60:.1f} minutes"
     )

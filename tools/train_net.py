@@ -18,6 +18,7 @@ from soma_det.data import check_data_exists, register_from_config
 from soma_det.engine import Trainer, load_model
 from soma_det.engine.distributed import init_torchrun_process_group, started_by_torchrun
 from soma_det.engine.output_dir import check_output_dir
+from soma_det.modeling.backbone import check_pretrained
 
 EXAMPLES = """
 Train, then evaluate every split of the config:
@@ -64,6 +65,7 @@ def setup(args):
         check_output_dir(cfg, args.resume)
     register_from_config(cfg)
     check_data_exists([*cfg.DATASETS.TEST, *([] if args.eval_only else cfg.DATASETS.TRAIN)])
+    check_pretrained(cfg)
     comm.synchronize()  # all have read what the first process now writes
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="soma_det", abbrev_name="soma")

@@ -11,7 +11,15 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-KEYS = {"config", "options", "seeds", "reference", "classes", "validation", "runs"}
+KEYS = {
+    "config": str,
+    "options": dict,
+    "seeds": list,
+    "reference": str,
+    "classes": list,
+    "validation": str,
+    "runs": dict,
+}
 # What a comparison holds equal: data and their order, number of iterations, and the detector on top of the backbone.
 EQUAL = (
     "DATALOADER",
@@ -186,8 +194,12 @@ def _read(path: Path) -> dict:
         raise ValueError(f"{path} is no valid yaml: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("runs"), dict) or not content["runs"]:
         raise ValueError(f"{path} is no comparison file: it needs 'runs', a mapping of names to settings.")
-    if set(content) - KEYS:
-        raise ValueError(f"{path} has the unknown keys {sorted(set(content) - KEYS)}; known are {sorted(KEYS)}.")
+    if set(content) - set(KEYS):
+        raise ValueError(f"{path} has the unknown keys {sorted(set(content) - set(KEYS))}; known are {sorted(KEYS)}.")
+    for key, value in content.items():
+        if value is not None and not isinstance(value, KEYS[key]):
+            wanted = {str: "a word", list: "a list, in [ ]", dict: "a mapping of names to values"}[KEYS[key]]
+            raise ValueError(f"{path}: {key} is {value!r}, and has to be {wanted}.")
     return content
 
 

@@ -95,7 +95,7 @@ class TrainingProcess:
     """
 
     def __init__(self, command: Sequence[str]):
-        self.command, self.process, self.received = list(command), None, None
+        self.command, self.process, self.received, self.waiting = list(command), None, None, None
 
     def __call__(self, arguments: Sequence[str], log: Path) -> Exit:
         """Run to the end; output is appended to ``log``.
@@ -103,7 +103,7 @@ class TrainingProcess:
         Raises:
             KeyboardInterrupt: SIGINT or SIGTERM came; the training has ended by then.
         """
-        command = [*self.command, *arguments]
+        command, self.process = [*self.command, *arguments], None
         with log.open("a", encoding="utf-8") as file, self._passing_signals_on():
             file.write(f"{datetime.datetime.now().isoformat(timespec='seconds')} $ {shlex.join(command)}\n")
             file.flush()
@@ -111,6 +111,8 @@ class TrainingProcess:
             self.process = subprocess.Popen(
                 command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, close_fds=False
             )
+            if self.waiting is not None:  # it came before there was a process
+                self.process.send_signal(self.waiting)
             exit = _wait(self.process)
         if self.received is not None:
             raise KeyboardInterrupt
@@ -129,7 +131,9 @@ class TrainingProcess:
     def _pass_on(self, number: int, frame) -> None:
         self.received = number
         logger.warning("The training saves what it has and stops; once more to stop at once.")
-        if self.process is not None and self.process.returncode is None:
+        if self.process is None:
+            self.waiting = number
+        elif self.process.returncode is None:
             self.process.send_signal(number)
 
 
@@ -186,7 +190,7 @@ def require_unchanged(run: Run) -> None:
         return
     record = _read_record(run)
     if record["weights_sha256"] != weights_sha256(run.cfg):
-        _refuse(run, f"other content of {run.cfg.MODEL.VIT.WEIGHTS}")
+        _refuse(run, f"other content of {run.cfg.MODEL.VIT.WEIGHTS}, or that file is gone")
     data = data_sha256((*run.cfg.DATASETS.TRAIN, *run.cfg.DATASETS.TEST))
     if record.get("data_sha256", data) != data:
         _refuse(run, "other pictures or boxes")
@@ -207,19 +211,18 @@ def is_finished(run: Run) -> bool:
 def train_all(
     runs: Sequence[Run],
     train: Train,
+    failures: dict[Run, str],
+    after_each: Callable[[], object],
     keep_checkpoints: bool = False,
-    after_each: Callable[[dict[Run, str]], None] = lambda failures: None,
-) -> dict[Run, str]:
+) -> None:
     """Train and evaluate what is not finished, one run after the other, going on where one fails.
 
     Several processes may work on the same runs: each takes what no other has taken.
 
     Args:
+        failures: filled with the runs that fail -> why.
+        after_each: called when a run has ended.
         keep_checkpoints: otherwise a run's models are deleted when it has been evaluated.
-        after_each: called when a run is finished, with those that have failed by then -> why.
-
-    Returns:
-        the runs that failed -> why.
 
     Raises:
         ValueError: a folder holds a run with other settings; nothing was trained.
@@ -229,7 +232,6 @@ def train_all(
         require_unchanged(run)
     open_runs = [run for run in runs if not is_finished(run)]
     logger.info("%d of %d runs are done, %d to go.", len(runs) - len(open_runs), len(runs), len(open_runs))
-    failures = {}
     for index, run in enumerate(open_runs, 1):
         logger.info("Run %d of %d: %s; its log is %s", index, len(open_runs), run, run.folder / LOG_FILE)
         failure = train_one(run, train, keep_checkpoints)
@@ -237,9 +239,9 @@ def train_all(
             failures[run] = failure
             logger.error("%s failed: %s. The others go on.", run, failure)
         elif is_finished(run):
-            after_each(failures)
             logger.info("%s is done. %s", run, _remaining(runs, len(open_runs) - index))
-    return failures
+        if failure or is_finished(run):
+            after_each()
 
 
 def train_one(run: Run, train: Train, keep_checkpoints: bool = False) -> str:
@@ -254,7 +256,10 @@ def train_one(run: Run, train: Train, keep_checkpoints: bool = False) -> str:
         exit = train(run.arguments, run.folder / LOG_FILE)
         if exit.code:
             return f"exit code {exit.code}; its last words in {run.folder / LOG_FILE}: {_last_line(run.folder)}"
-        _record(run, exit, time.monotonic() - start)
+        try:
+            _record(run, exit, time.monotonic() - start)
+        except (ValueError, OSError) as error:
+            return f"it was trained, but what it left could not be recorded: {error}"
         if not keep_checkpoints:
             delete_checkpoints(run.folder)
     return ""

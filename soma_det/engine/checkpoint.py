@@ -49,7 +49,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the checkpoint's ViT is adapted and the model's is not, or the reverse, or weights are missing.
+            ValueError: the checkpoint's ViT is adapted and the model's is not, or the reverse, or is adapted otherwise; or weights are missing.
         """
         if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
             raise FileNotFoundError(f"There is no checkpoint {path}: correct MODEL.WEIGHTS, or leave out --resume.")
@@ -58,13 +58,14 @@ class AtomicCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict):
         self._require_same_kind(set(checkpoint["model"]))
         incompatible = super()._load_model(checkpoint)
-        missing = [key for key in incompatible.missing_keys if key.startswith("backbone.vit.")]
-        if missing or incompatible.incorrect_shapes:
-            problems = missing + [name for name, *_ in incompatible.incorrect_shapes]
+        unequal = [*incompatible.missing_keys, *incompatible.unexpected_keys]
+        problems = [key for key in unequal if key.startswith("backbone.vit.")]
+        problems += [name for name, *_ in incompatible.incorrect_shapes]
+        if problems:
             raise ValueError(
-                f"The checkpoint is of another model: {len(problems)} weights are missing or have another shape, such "
-                f"as {problems[:3]}. Use the config it was trained with (config.yaml in its folder); to train for "
-                "other classes, start from MODEL.VIT.WEIGHTS."
+                f"The checkpoint is of another model: {len(problems)} weights are missing, left over or of another "
+                f"shape, such as {problems[:3]}. Use the config it was trained with (config.yaml in its folder); to "
+                "train for other classes, start from MODEL.VIT.WEIGHTS."
             )
         return incompatible
 

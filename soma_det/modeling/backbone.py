@@ -12,7 +12,7 @@ from soma_det.adapters import Adapter, get_adapter, inject_adapter
 from soma_det.config import add_soma_config
 from soma_det.modeling.meta_arch import AuxiliaryLosses
 from soma_det.modeling.pyramid import build_pyramid
-from soma_det.modeling.vit import TimmViT, count_parameters, create_timm_vit, freeze_leading_blocks
+from soma_det.modeling.vit import TimmViT, check_weights, count_parameters, create_timm_vit, freeze_leading_blocks
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,12 @@ class ViTPyramid(Backbone):
     def size_divisibility(self) -> int:
         """Pixels; p5 halves the patches."""
         return self.vit.patch_size * 2
+
+
+def check_pretrained(cfg: CfgNode) -> None:
+    """Raise a FileNotFoundError where build_soma_vit_backbone would read a file of weights that does not exist."""
+    if cfg.MODEL.BACKBONE.NAME == build_soma_vit_backbone.__name__ and not cfg.MODEL.WEIGHTS:
+        check_weights(cfg.MODEL.VIT.NAME, cfg.MODEL.VIT.WEIGHTS)
 
 
 @BACKBONE_REGISTRY.register()

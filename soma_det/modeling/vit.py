@@ -75,12 +75,8 @@ def create_timm_vit(
         FileNotFoundError: the file of weights does not exist.
         RuntimeError: the weights cannot be had or do not fit.
     """
+    check_weights(name, weights)
     weights = find_weights(weights)
-    if weights not in ("", "timm") and not os.path.isfile(weights):
-        raise FileNotFoundError(
-            f"MODEL.VIT.WEIGHTS names {weights!r}, which is no file. Give a .safetensors or .pth file of {name}, "
-            f"'timm' to download it, {', '.join(map(repr, SHIPPED))} for weights that come with soma_det, or '' for random ones."
-        )
     if any(size % patch_size for size in img_size):
         raise ValueError(f"MODEL.VIT.IMG_SIZE {list(img_size)} has to be a multiple of PATCH_SIZE {patch_size}.")
     _check_name(name)
@@ -94,6 +90,15 @@ def create_timm_vit(
         "%s: %d blocks, %s", name, len(model.blocks), f"weights from {weights}" if weights else "random weights"
     )
     return model
+
+
+def check_weights(name: str, weights: str) -> None:
+    """Raise a FileNotFoundError where ``weights``, see create_timm_vit, is a file that does not exist."""
+    if find_weights(weights) not in ("", "timm") and not os.path.isfile(find_weights(weights)):
+        raise FileNotFoundError(
+            f"MODEL.VIT.WEIGHTS names {weights!r}, which is no file. Give a .safetensors or .pth file of {name}, "
+            f"'timm' to download it, {', '.join(map(repr, SHIPPED))} for weights that come with soma_det, or '' for random ones."
+        )
 
 
 def find_weights(weights: str) -> str:

@@ -1,7 +1,6 @@
 """Pictures without labels for pretraining: found in a folder, decoded once, cropped as a function of seed and position."""
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
+
+from soma_det.machine import count_cores, memory_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +55,8 @@ def find_pictures(root: str | Path) -> list[Path]:
 class PictureStream(Dataset):
     """Batches of random crops; batch ``i`` is a function of the pictures, the seed and ``i`` alone.
 
-    Pictures are decoded before the first batch and kept in memory, up to ``memory`` bytes, which worker processes share;
-    the rest is decoded at every use.
+    What decode() has read stays in memory, up to ``memory`` bytes, and worker processes share it; the rest is decoded at
+    every use.
 
     Args:
         root: folder of pictures, searched recursively.
@@ -88,7 +89,7 @@ class PictureStream(Dataset):
         self.paths = [[path, *(_companion(path, Path(root), folder) for folder in companions)] for path in paths]
         self.prepare, self.batch_size, self.seed = prepare, batch, seed
         self.crop_size, self.scales = tuple(crop_size), tuple(scales)
-        self.longest, self.room = longest, _memory_to_fill() if memory is None else memory
+        self.longest, self.room = longest, min(8 << 30, memory_bytes() // 2) if memory is None else memory
         self._kept: dict[Path, np.ndarray] = {}
         logger.info(
             "%d pictures below %s%s", len(paths), root, f", with {len(companions)} others each" * bool(companions)
@@ -108,7 +109,6 @@ class PictureStream(Dataset):
         Args:
             pinned: whether to hand them on in memory that GPUs copy from without the CPU.
         """
-        self._keep_pictures()
         yield from DataLoader(
             self,
             batch_size=None,  # an item is a batch
@@ -120,10 +120,14 @@ class PictureStream(Dataset):
             generator=torch.Generator(),  # or it would draw from, and so move on, the model's random numbers
         )
 
-    def _keep_pictures(self) -> None:
-        """Decode pictures into memory until all are there or it is full."""
+    def decode(self) -> None:
+        """Decode pictures into memory until all are there or it is full.
+
+        Raises:
+            OSError: a file is no picture.
+        """
         paths = [path for group in self.paths for path in group if path not in self._kept]
-        with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(paths), unit="picture", delay=1.0) as bar:
+        with ThreadPoolExecutor(count_cores()) as pool, tqdm(total=len(paths), unit="picture", delay=1.0) as bar:
             for start in range(0, len(paths), _DECODED_AT_ONCE):
                 some = paths[start : start + _DECODED_AT_ONCE]
                 for path, picture in zip(some, pool.map(self._decode, some)):
@@ -152,7 +156,10 @@ class PictureStream(Dataset):
         """A crop (H, W, 3), its place (2,) in the picture, flipped as it is, and what the objective wants."""
         scale = float(np.exp(rng.uniform(*np.log(self.scales))))
         place, flip = rng.random(2, dtype=np.float32), rng.random() < 0.5
-        seen, *others = (_cut(self._read(path), self.crop_size, scale, place, flip) for path in paths)
+        whole = [self._read(path) for path in paths]
+        if len({picture.shape for picture in whole}) > 1:
+            raise ValueError(f"{', '.join(map(str, paths))} are of different sizes: they have to show the same view.")
+        seen, *others = (_cut(picture, self.crop_size, scale, place, flip) for picture in whole)
         shown = np.array([place[0], 1.0 - place[1] if flip else place[1]], np.float32)
         return seen, shown, self.prepare(seen, others, rng)
 
@@ -172,10 +179,6 @@ class PictureStream(Dataset):
 
 def _init_worker(_worker: int) -> None:
     cv2.setNumThreads(0)  # one process is one core; and OpenCV's threads do not survive the fork
-
-
-def _memory_to_fill() -> int:
-    return min(8 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
 
 
 def _companion(path: Path, root: Path, folder: str | Path) -> Path:

@@ -1,7 +1,6 @@
 """SynthDrive pictures for pretraining: every scene in some weather, and what a fixed camera sees there over time."""
 
 import multiprocessing
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -9,10 +8,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from soma_det.data.synthdrive.generate import DOMAINS
+from soma_det.data.synthdrive.generate import DOMAINS, init_worker
 from soma_det.data.synthdrive.scene import render_departures, render_scene
 from soma_det.data.weather import apply_weather
 from soma_det.files import write_bytes
+from soma_det.machine import count_cores
 from soma_det.pretraining.pictures import MOMENTS, WEATHER_FOLDER
 
 _QUALITY = 92
@@ -44,7 +44,7 @@ def render_all(root: str | Path, count: int, seed: int = 0, workers: int | None 
         Path(root, folder).mkdir(parents=True, exist_ok=True)
     clean = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(clean)
-    with context.Pool(workers or os.cpu_count(), initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+    with context.Pool(workers or count_cores(), initializer=init_worker) as pool:
         write = partial(_write_scene, str(root), seed)
         yield from (done for done, _ in enumerate(pool.imap_unordered(write, range(count), chunksize=4), 1))
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -110,6 +111,8 @@ class Pretraining:
 
         A checkpoint and the ViT's weights are written in every case.
         """
+        if self.iteration < self.steps:
+            self.stream.decode()
         start = now = last_save = time.monotonic()
         last_log, waited = -math.inf, 0.0
         before, first = self.seconds, self.iteration
@@ -214,8 +217,11 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
     Processes that are forked inside do the same: Ctrl-C reaches them too, and the iteration needs them.
     """
     signals: list[int] = []
+    process = os.getpid()
 
     def note(number, _frame):
+        if os.getpid() == process:
+            logger.info("Stopping after this iteration; once more to stop at once.")
         signals.append(number)
         signal.signal(signal.SIGINT, previous)
 

@@ -1,7 +1,6 @@
 """What a benchmark found: rows for a table, limits that they are held against, and the machine that they are from."""
 
 import json
-import os
 import platform
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -9,6 +8,8 @@ from pathlib import Path
 
 import torch
 from tabulate import tabulate
+
+from soma_det.machine import count_cores
 
 PACKAGES = ("torch", "torchvision", "timm", "peft", "numpy", "opencv-python", "pycocotools", "faster-coco-eval")
 
@@ -54,7 +55,7 @@ class Report:
             blocks.append(format_rows([_limit_row(limit) for limit in self.limits]))
         return "\n\n".join(blocks + self.notes)
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | Path) -> None:
         """Write everything as json."""
         limits = [{**asdict(limit), "met": limit.met} for limit in self.limits]
         content = {**asdict(self), "limits": limits, "machine": machine(), "versions": versions()}
@@ -70,15 +71,10 @@ def format_rows(rows: list[dict]) -> str:
 
 def machine() -> dict[str, str | int]:
     """What the benchmark ran on."""
-    found = {"cpu": _cpu_name(), "cores": _cores(), "threads": torch.get_num_threads()}
+    found = {"cpu": _cpu_name(), "cores": count_cores(), "threads": torch.get_num_threads()}
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found
-
-
-def _cores() -> int:
-    """That this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def versions() -> dict[str, str]:

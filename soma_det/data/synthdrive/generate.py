@@ -3,8 +3,8 @@
 import json
 import logging
 import multiprocessing
-import os
 import shutil
+import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +16,7 @@ from soma_det.data.synthdrive.scene import Scene, render_scene
 from soma_det.data.synthdrive.voc import annotation_xml, write_list
 from soma_det.data.weather import apply_weather
 from soma_det.files import write_bytes
+from soma_det.machine import count_cores
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def generate(
         for index in range(number)
     ]
     _prepare_folders(root, settings)
-    yield from _run(jobs, workers or os.cpu_count() or 1)
+    yield from _run(jobs, workers or count_cores())
     for domain, numbers in settings["counts"].items():
         _write_lists(root, domain, numbers)
     write_bytes(root / MANIFEST, _to_json(settings))
@@ -147,9 +148,15 @@ def _run(jobs: list[Job], workers: int) -> Iterator[int]:
     context = multiprocessing.get_context(clean)
     if clean == "forkserver":
         context.set_forkserver_preload(["__main__", __name__])  # import torch and the like once, not in every worker
-    with context.Pool(min(workers, len(jobs)), initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+    with context.Pool(min(workers, len(jobs)), initializer=init_worker) as pool:
         for done, _ in enumerate(pool.imap_unordered(_write_picture, jobs, chunksize=4), 1):
             yield done
+
+
+def init_worker() -> None:
+    """Of a process that draws pictures."""
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it too; the process that started it ends it
 
 
 def _write_picture(job: Job) -> None:

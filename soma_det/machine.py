@@ -1,0 +1,18 @@
+"""What this process may use of its machine."""
+
+import os
+from pathlib import Path
+
+MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container, on Linux
+
+
+def count_cores() -> int:
+    """CPU cores, as far as the system tells which this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """The machine's memory, or its container's where that is less."""
+    limits = [Path(path).read_text().strip() for path in MEMORY_LIMITS if os.path.isfile(path)]
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *(int(limit) for limit in limits if limit.isdigit())])
