@@ -1,6 +1,7 @@
 """What this process may use of its machine."""
 
 import os
+import platform
 from pathlib import Path
 
 MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container, on Linux
@@ -9,6 +10,16 @@ MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limi
 def count_cores() -> int:
     """CPU cores, as far as the system tells which this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+    """Maker and model of the CPU where the system tells, else its architecture."""
+    information = Path("/proc/cpuinfo")
+    if not information.is_file():
+        return platform.processor() or platform.machine()
+    lines = information.read_text(encoding="utf-8").splitlines()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def memory_bytes() -> int:

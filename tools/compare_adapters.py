@@ -8,7 +8,6 @@ import argparse
 import datetime
 import functools
 import logging
-import platform
 import sys
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from soma_det.comparison.plan import require_classes, require_comparable, requir
 from soma_det.comparison.runs import is_finished
 from soma_det.config import check_device
 from soma_det.data import check_data_exists, register_from_config
-from soma_det.machine import count_cores
+from soma_det.machine import count_cores, cpu_name
 from soma_det.modeling.backbone import check_pretrained
 
 TRAIN_NET = Path(__file__).resolve().parent / "train_net.py"
@@ -108,7 +107,7 @@ def report(args, comparison, runs, failures) -> str:
         "seeds": ", ".join(map(str, comparison.seeds)),
         "training sets": ", ".join(cfg.DATASETS.TRAIN),
         "iterations": f"{cfg.SOLVER.MAX_ITER:,} of {cfg.SOLVER.IMS_PER_BATCH} pictures",
-        "machine": f"{platform.machine()}, {count_cores()} CPUs, device {cfg.MODEL.DEVICE}",
+        "machine": f"{cpu_name()}, {count_cores()} cores, device {cfg.MODEL.DEVICE}",
         "soma_det": soma_det.__version__,
         "torch": torch.__version__,
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-from soma_det.machine import count_cores
+from soma_det.machine import count_cores, cpu_name
 
 PACKAGES = ("torch", "torchvision", "timm", "peft", "numpy", "opencv-python", "pycocotools", "faster-coco-eval")
 
@@ -71,7 +71,7 @@ def format_rows(rows: list[dict]) -> str:
 
 def machine() -> dict[str, str | int]:
     """What the benchmark ran on."""
-    found = {"cpu": _cpu_name(), "cores": count_cores(), "threads": torch.get_num_threads()}
+    found = {"cpu": cpu_name(), "cores": count_cores(), "threads": torch.get_num_threads()}
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found
@@ -105,12 +105,3 @@ def _format(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return "" if value is None else str(value)
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
