@@ -89,9 +89,7 @@ def _add_solver(cfg: CN) -> None:
     annealing.ENABLED = True
     annealing.FINAL = 1e-5  # weight decay of the last iteration
 
-    cfg.SOLVER.AMP.DTYPE = (
-        "float16"  # or "bfloat16", which CPUs have too; takes effect with SOLVER.AMP.ENABLED, TEST.AMP.ENABLED
-    )
+    cfg.SOLVER.AMP.DTYPE = "float16"  # or "bfloat16", which CPUs have too; with SOLVER.AMP.ENABLED, TEST.AMP.ENABLED
 
     freezing = cfg.SOLVER.FREEZING = CN()
     freezing.MODULES = []  # regular expressions of module names to freeze besides the ViT's leading blocks

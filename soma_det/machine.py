@@ -1,8 +1,11 @@
-"""What this process may use of its machine."""
+"""What this process may use of its machine, and what one of many should leave to the others."""
 
 import os
 import platform
+import signal
 from pathlib import Path
+
+import cv2
 
 MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container, on Linux
 
@@ -27,3 +30,14 @@ def memory_bytes() -> int:
     limits = [Path(path).read_text().strip() for path in MEMORY_LIMITS if os.path.isfile(path)]
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([machine, *(int(limit) for limit in limits if limit.isdigit())])
+
+
+def use_one_core(_worker: int = 0) -> None:
+    """For a process that is one of many; besides, OpenCV's threads may not survive a fork."""
+    cv2.setNumThreads(0)
+
+
+def init_worker(_worker: int = 0) -> None:
+    """For a process that works for another: Ctrl-C reaches it too, but only the other decides when to stop."""
+    use_one_core()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -10,7 +10,6 @@ import logging
 import random
 from typing import Callable, Iterable, Iterator, Sequence
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -19,6 +18,8 @@ from detectron2.data.build import get_detection_dataset_dicts, trivial_batch_col
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+
+from soma_det.machine import use_one_core
 
 from .augmentation import build_test_augmentation, build_train_augmentation
 from .catalog import check_data_exists
@@ -173,7 +174,7 @@ class TrainLoader:
             batch_sampler=BatchSampler(sampler, self.total_batch_size // comm.get_world_size(), drop_last=True),
             num_workers=self.num_workers,
             collate_fn=trivial_batch_collator,
-            worker_init_fn=_init_worker,
+            worker_init_fn=use_one_core,
             generator=torch.Generator(),  # or it would draw from, and so move on, the model's random numbers
         )
         for batch in batches:
@@ -257,7 +258,3 @@ def _shared_seed(seed: int) -> int:
     seed = comm.shared_random_seed()
     logger.info(f"SEED is negative: drew {seed}. To resume this run exactly, or to repeat it, set SEED to {seed}.")
     return seed
-
-
-def _init_worker(worker: int) -> None:
-    cv2.setNumThreads(0)  # one process is one core; and OpenCV's threads may not survive the fork

@@ -94,7 +94,8 @@ def create_timm_vit(
 
 def check_weights(name: str, weights: str) -> None:
     """Raise a FileNotFoundError where ``weights``, see create_timm_vit, is a file that does not exist."""
-    if find_weights(weights) not in ("", "timm") and not os.path.isfile(find_weights(weights)):
+    file = find_weights(weights)
+    if file not in ("", "timm") and not os.path.isfile(file):
         raise FileNotFoundError(
             f"MODEL.VIT.WEIGHTS names {weights!r}, which is no file. Give a .safetensors or .pth file of {name}, "
             f"'timm' to download it, {', '.join(map(repr, SHIPPED))} for weights that come with soma_det, or '' for random ones."

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from soma_det.machine import count_cores, memory_bytes
+from soma_det.machine import count_cores, init_worker, memory_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class PictureStream(Dataset):
             num_workers=workers,
             pin_memory=pinned,
             multiprocessing_context="fork" if workers else None,  # what is kept is inherited, not copied
-            worker_init_fn=_init_worker,
+            worker_init_fn=init_worker,
             generator=torch.Generator(),  # or it would draw from, and so move on, the model's random numbers
         )
 
@@ -175,10 +175,6 @@ class PictureStream(Dataset):
         if shrink < 1.0:
             picture = cv2.resize(picture, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
         return np.ascontiguousarray(picture[..., ::-1])
-
-
-def _init_worker(_worker: int) -> None:
-    cv2.setNumThreads(0)  # one process is one core; and OpenCV's threads do not survive the fork
 
 
 def _companion(path: Path, root: Path, folder: str | Path) -> Path:

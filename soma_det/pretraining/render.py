@@ -8,11 +8,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from soma_det.data.synthdrive.generate import DOMAINS, init_worker
+from soma_det.data.synthdrive.generate import DOMAINS
 from soma_det.data.synthdrive.scene import render_departures, render_scene
 from soma_det.data.weather import apply_weather
 from soma_det.files import write_bytes
-from soma_det.machine import count_cores
+from soma_det.machine import count_cores, init_worker
 from soma_det.pretraining.pictures import MOMENTS, WEATHER_FOLDER
 
 _QUALITY = 92

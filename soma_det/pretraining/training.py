@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -212,16 +211,11 @@ def export_weights(vit: nn.Module, path: str | Path) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """A function that tells whether SIGINT came; a second one interrupts at once.
-
-    Processes that are forked inside do the same: Ctrl-C reaches them too, and the iteration needs them.
-    """
+    """A function that tells whether SIGINT came; a second one interrupts at once."""
     signals: list[int] = []
-    process = os.getpid()
 
     def note(number, _frame):
-        if os.getpid() == process:
-            logger.info("Stopping after this iteration; once more to stop at once.")
+        logger.info("Stopping after this iteration; once more to stop at once.")
         signals.append(number)
         signal.signal(signal.SIGINT, previous)
 

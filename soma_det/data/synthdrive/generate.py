@@ -4,7 +4,6 @@ import json
 import logging
 import multiprocessing
 import shutil
-import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from soma_det.data.synthdrive.scene import Scene, render_scene
 from soma_det.data.synthdrive.voc import annotation_xml, write_list
 from soma_det.data.weather import apply_weather
 from soma_det.files import write_bytes
-from soma_det.machine import count_cores
+from soma_det.machine import count_cores, init_worker
 
 logger = logging.getLogger(__name__)
 
@@ -151,12 +150,6 @@ def _run(jobs: list[Job], workers: int) -> Iterator[int]:
     with context.Pool(min(workers, len(jobs)), initializer=init_worker) as pool:
         for done, _ in enumerate(pool.imap_unordered(_write_picture, jobs, chunksize=4), 1):
             yield done
-
-
-def init_worker() -> None:
-    """Of a process that draws pictures."""
-    cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it too; the process that started it ends it
 
 
 def _write_picture(job: Job) -> None:
