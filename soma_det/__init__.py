@@ -1,12 +1,28 @@
-"""SoMA fine-tuning of Vision Transformer detectors for weather they have not seen, as a Detectron2 project."""
+"""SoMA fine-tuning of Vision Transformer detectors for unseen weather, as a Detectron2 project.
 
-from soma_det import compat
+Importing the package makes Detectron2 usable without its compiled extension and fills its registries, so import it
+before Detectron2. Without Detectron2 only :mod:`soma_det.adapters` can be used.
+"""
 
-compat.apply()  # before anything imports Detectron2's submodules
+from importlib.util import find_spec
 
-from soma_det import modeling  # noqa: E402, F401  (fills Detectron2's registries)
-from soma_det.config import add_soma_config  # noqa: E402
-from soma_det.engine import Trainer  # noqa: E402
+from soma_det.version import __version__
 
-__all__ = ["Trainer", "add_soma_config"]
-__version__ = "0.1.0"
+__all__ = ["Trainer", "__version__", "add_soma_config"]
+
+if find_spec("detectron2") is not None:
+    from soma_det.utils import compat
+
+    compat.apply()  # before anything imports Detectron2's submodules
+
+    from soma_det import modeling  # noqa: F401  (fills Detectron2's registries)
+    from soma_det.config import add_soma_config
+    from soma_det.engine import Trainer
+else:
+
+    def __getattr__(name: str):
+        if name in ("Trainer", "add_soma_config"):
+            from soma_det.utils.compat import INSTALL_HINT
+
+            raise ImportError(INSTALL_HINT)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

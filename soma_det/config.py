@@ -28,7 +28,7 @@ def add_soma_config(cfg: CN) -> None:
 def _add_model(cfg: CN) -> None:
     vit = cfg.MODEL.VIT = CN()
     vit.NAME = "vit_small_patch14_dinov2.lvd142m"  # any timm ViT whose blocks are in .blocks
-    # "" for random weights, "timm" for timm's hub, "synthdrive" for those that come with soma_det (docs/pretraining.md),
+    # "" for random weights, "timm" for timm's hub,
     # or a file (.safetensors, .pth) with the model's own weights.
     # Not read when MODEL.WEIGHTS names a checkpoint of this project, which holds the ViT too.
     vit.WEIGHTS = "timm"
@@ -71,12 +71,12 @@ def _add_data(cfg: CN) -> None:
     weather.ROOT = ""  # folder of the domains; empty: diverseWeather in $DETECTRON2_DATASETS, or in datasets
     weather.DOMAINS = list(DOMAINS)
     weather.CLASSES = list(CLASSES)
-    cfg.DATASETS.COCO_JSON = []  # further data sets: [[name, json file, folder of pictures], ...]
+    cfg.DATASETS.COCO_JSON = []  # further data sets: [[name, json file, folder of images], ...]
     cfg.DATASETS.SOURCE_TEST = ""  # the member of DATASETS.TEST that is the source domain; all others are unseen
 
     augmentation = cfg.INPUT.AUGMENTATION = CN()
     augmentation.SCALE_RANGE = [0.1, 2.0]  # random resize, relative to CROP_SIZE
-    augmentation.CROP_SIZE = [1024, 1024]  # (H, W), pixels; smaller pictures are padded
+    augmentation.CROP_SIZE = [1024, 1024]  # (H, W), pixels; smaller images are padded
     augmentation.PHOTOMETRIC = True  # random brightness, contrast, saturation, hue and order of the channels
 
 
@@ -97,7 +97,7 @@ def _add_solver(cfg: CN) -> None:
 
 
 def _add_test(cfg: CN) -> None:
-    cfg.TEST.BATCH_SIZE = 1  # pictures of one size that a process evaluates at a time
+    cfg.TEST.BATCH_SIZE = 1  # images of one size that a process evaluates at a time
     cfg.TEST.COMPILE = False  # torch.compile the blocks of the ViT; needs a C++ compiler
     cfg.TEST.AMP = CN()
     cfg.TEST.AMP.ENABLED = False  # evaluate the backbone in SOLVER.AMP.DTYPE
@@ -154,7 +154,7 @@ def check_cfg(cfg: CN) -> None:
             "clipped by the norm of the whole model, CLIP_VALUE."
         )
     if cfg.TEST.BATCH_SIZE < 1:
-        raise ValueError(f"TEST.BATCH_SIZE is {cfg.TEST.BATCH_SIZE}: give the number of pictures, 1 or more.")
+        raise ValueError(f"TEST.BATCH_SIZE is {cfg.TEST.BATCH_SIZE}: give the number of images, 1 or more.")
     source = cfg.DATASETS.SOURCE_TEST
     if source and source not in cfg.DATASETS.TEST:
         raise ValueError(

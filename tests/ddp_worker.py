@@ -18,7 +18,7 @@ from soma_det.modeling.freezing import fingerprint
 
 
 def loss(features):
-    """A mean over pictures, so that the mean over processes is that of the joint batch."""
+    """A mean over images, so that the mean over processes is that of the joint batch."""
     return sum(feature[:, :3].square().mean() for feature in features.values())
 
 
@@ -41,7 +41,7 @@ def check_gradients(cfg):
 
 
 def check_replicas(cfg):
-    """After training on different pictures, with layers thawing on the way, all replicas are bit-equal."""
+    """After training on different images, with layers thawing on the way, all replicas are bit-equal."""
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     trainer.train()

@@ -26,8 +26,8 @@ from soma_det.adapters.moa import (
     pop_auxiliary_losses,
 )
 from soma_det.config import setup_cfg
-from soma_det.engine.checkpoint import AtomicCheckpointer
-from soma_det.modeling.vit import count_parameters
+from soma_det.checkpoint.detection_checkpoint import AtomicCheckpointer
+from soma_det.modeling.backbone.timm_vit import count_parameters
 
 ROOT = Path(__file__).parents[1]
 STARTS_ELSEWHERE = {"moa", "rein", "vpt"}  # nearly (moa, rein) or not at all (vpt) where the pretrained model is
@@ -423,12 +423,12 @@ def test_rein_refines_patches_as_in_the_paper_and_leaves_the_prefix_alone():
         shared.scale.fill_(0.5)
     features, tokens = block.block(x), block.tokens_a @ block.tokens_b
     expected = features.clone()
-    for picture in range(2):
+    for image in range(2):
         for patch in range(1, 17):
-            f = features[picture, patch]
+            f = features[image, patch]
             weights = (tokens @ f / 8).softmax(0)  # 8 is the square root of the width
             message = sum(weights[i] * shared.token_to_feature(tokens[i]) for i in range(1, 6))
-            expected[picture, patch] = f + 0.5 * shared.refine(message + f)
+            expected[image, patch] = f + 0.5 * shared.refine(message + f)
     assert torch.allclose(block(x), expected, atol=1e-5)
     assert torch.equal(block(x)[:, 0], features[:, 0])
 

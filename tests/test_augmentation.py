@@ -7,7 +7,7 @@ import pytest
 import soma_det  # noqa: F401
 from detectron2.data import transforms as T
 
-from soma_det.data.augmentation import (
+from soma_det.data.transforms.augmentation import (
     PhotometricDistortion,
     PhotometricTransform,
     build_test_augmentation,
@@ -22,12 +22,12 @@ def _same_numbers():
     np.random.seed(0)
 
 
-def picture(height=48, width=64):
+def random_image(height=48, width=64):
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def augment(augmentations, image, box):
-    """The augmented picture and box, not clipped to the picture."""
+    """The augmented image and box, not clipped to the image."""
     inputs = T.AugInput(image, boxes=np.array([box], dtype=np.float64))
     T.AugmentationList(augmentations)(inputs)
     return inputs.image, inputs.boxes[0]
@@ -44,9 +44,9 @@ def pixel(rgb, **change):
 
 
 @pytest.mark.parametrize("height, width", [(48, 64), (300, 200), (20, 500), (64, 80)])
-def test_every_training_picture_has_the_size_of_the_crop(height, width):
+def test_every_training_image_has_the_size_of_the_crop(height, width):
     for _ in range(20):
-        image, _ = augment(build_train_augmentation(**RECIPE), picture(height, width), (1, 1, 9, 9))
+        image, _ = augment(build_train_augmentation(**RECIPE), random_image(height, width), (1, 1, 9, 9))
         assert image.shape == (64, 80, 3) and image.dtype == np.uint8
 
 
@@ -70,14 +70,14 @@ def test_a_box_stays_on_its_object_under_resize_crop_and_flip():
 def test_a_flip_mirrors_boxes_as_worked_out_by_hand():
     # 64 pixels wide: x0 = 64 - 30 = 34, x1 = 64 - 10 = 54; y stays.
     flip = T.RandomFlip(prob=1.0)
-    image, box = augment([flip], picture(), (10, 5, 30, 20))
+    image, box = augment([flip], random_image(), (10, 5, 30, 20))
     assert box.tolist() == [34, 5, 54, 20]
-    assert np.array_equal(image, picture()[:, ::-1])
+    assert np.array_equal(image, random_image()[:, ::-1])
 
 
-def test_the_smallest_scale_shrinks_the_picture_to_a_tenth_of_the_crop_and_pads_with_gray():
+def test_the_smallest_scale_shrinks_the_image_to_a_tenth_of_the_crop_and_pads_with_gray():
     recipe = dict(scale_range=(0.1, 0.1), crop_size=(320, 640), photometric=True, flip=False)
-    image, box = augment(build_train_augmentation(**recipe), picture(320, 640), (0, 0, 640, 320))
+    image, box = augment(build_train_augmentation(**recipe), random_image(320, 640), (0, 0, 640, 320))
     assert box.tolist() == [0, 0, 64, 32]
     padding = np.ones((320, 640), dtype=bool)
     padding[:32, :64] = False
@@ -86,7 +86,7 @@ def test_the_smallest_scale_shrinks_the_picture_to_a_tenth_of_the_crop_and_pads_
 
 def test_the_crop_moves_freely_along_both_sides():
     recipe = dict(scale_range=(2.0, 2.0), crop_size=(32, 32), photometric=False, flip=False)
-    corners = [augment(build_train_augmentation(**recipe), picture(32, 32), (0, 0, 32, 32))[1][:2] for _ in range(300)]
+    corners = [augment(build_train_augmentation(**recipe), random_image(32, 32), (0, 0, 32, 32))[1][:2] for _ in range(300)]
     corners = np.array(corners)
     assert corners.min() == -32 and corners.max() == 0
     assert abs(np.corrcoef(corners.T)[0, 1]) < 0.2
@@ -112,8 +112,8 @@ def test_a_wrong_crop_size_is_an_error(crop_size):
 
 
 @pytest.mark.parametrize("size, shape", [((24, 100), (24, 32, 3)), ((96, 96), (72, 96, 3)), ((0, 0), (48, 64, 3))])
-def test_pictures_for_evaluation_are_resized_by_their_sides(size, shape):
-    image, _ = augment(build_test_augmentation(min_size=size[0], max_size=size[1]), picture(), (0, 0, 64, 48))
+def test_images_for_evaluation_are_resized_by_their_sides(size, shape):
+    image, _ = augment(build_test_augmentation(min_size=size[0], max_size=size[1]), random_image(), (0, 0, 64, 48))
     assert image.shape == shape
 
 
@@ -124,11 +124,11 @@ def test_wrong_sizes_for_evaluation_are_an_error(sizes):
 
 
 def test_neutral_color_changes_leave_every_pixel():
-    assert np.array_equal(fixed_colors().apply_image(picture()), picture())
+    assert np.array_equal(fixed_colors().apply_image(random_image()), random_image())
 
 
 def test_hsv_and_back_leaves_every_pixel():
-    assert np.array_equal(fixed_colors(hue=360).apply_image(picture()), picture())
+    assert np.array_equal(fixed_colors(hue=360).apply_image(random_image()), random_image())
 
 
 def test_brightness_adds_and_contrast_multiplies_within_0_to_255():
@@ -158,11 +158,11 @@ def test_channels_come_out_in_the_drawn_order():
 
 def test_colors_move_no_box():
     box = np.array([[10.0, 5.0, 30.0, 20.0]])
-    assert np.array_equal(PhotometricDistortion().get_transform(picture()).apply_box(box), box)
+    assert np.array_equal(PhotometricDistortion().get_transform(random_image()).apply_box(box), box)
 
 
-def test_each_color_change_happens_to_about_half_of_the_pictures():
-    drawn = [PhotometricDistortion().get_transform(picture()) for _ in range(400)]
+def test_each_color_change_happens_to_about_half_of_the_images():
+    drawn = [PhotometricDistortion().get_transform(random_image()) for _ in range(400)]
     for name, rest in (("brightness", 0), ("contrast", 1), ("saturation", 1), ("hue", 0)):
         share = np.mean([getattr(transform, name) != rest for transform in drawn])
         assert 0.4 < share < 0.6, name

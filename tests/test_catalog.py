@@ -6,7 +6,7 @@ import pytest
 import soma_det  # noqa: F401
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from voc_fixtures import CLASSES, real_weather_root, write_domain, write_picture
+from voc_fixtures import CLASSES, real_weather_root, write_domain, write_image
 
 from soma_det.config import add_soma_config
 from soma_det.data import catalog, check_data_exists, register_from_config, register_weather_datasets
@@ -40,8 +40,8 @@ def cfg(tmp_path):
 
 
 def write_coco(folder, change=lambda content: None):
-    """A COCO json of one picture and two classes whose ids are neither sorted nor dense; return its path."""
-    write_picture(folder / "pictures" / "a.jpg")
+    """A COCO json of one image and two classes whose ids are neither sorted nor dense; return its path."""
+    write_image(folder / "images" / "a.jpg")
     content = {
         "images": [{"id": 5, "file_name": "a.jpg", "width": 64, "height": 48}],
         "categories": [{"id": 9, "name": "truck"}, {"id": 3, "name": "car"}],
@@ -54,7 +54,7 @@ def write_coco(folder, change=lambda content: None):
 
 
 def use_coco(cfg, tmp_path, **kwargs):
-    cfg.DATASETS.COCO_JSON = [["own", str(write_coco(tmp_path, **kwargs)), str(tmp_path / "pictures")]]
+    cfg.DATASETS.COCO_JSON = [["own", str(write_coco(tmp_path, **kwargs)), str(tmp_path / "images")]]
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("own",), ()
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 2
 
@@ -161,7 +161,7 @@ def test_a_coco_json_loads_with_classes_by_rising_id(cfg, tmp_path):
     register_from_config(cfg)
     assert MetadataCatalog.get("own").thing_classes == ["car", "truck"]
     (record,) = DatasetCatalog.get("own")
-    assert record["file_name"] == str(tmp_path / "pictures" / "a.jpg")
+    assert record["file_name"] == str(tmp_path / "images" / "a.jpg")
     assert record["annotations"][0]["category_id"] == 1
 
 
@@ -219,7 +219,7 @@ def test_what_is_no_coco_json_is_an_error_that_names_the_file(cfg, tmp_path, con
         register_from_config(cfg)
 
 
-@pytest.mark.parametrize("missing", ["own.json", "pictures"])
+@pytest.mark.parametrize("missing", ["own.json", "images"])
 def test_a_missing_coco_file_or_folder_is_an_error_that_names_it(cfg, tmp_path, missing):
     use_coco(cfg, tmp_path)
     (tmp_path / missing).rename(tmp_path / "away")
@@ -229,7 +229,7 @@ def test_a_missing_coco_file_or_folder_is_an_error_that_names_it(cfg, tmp_path, 
 
 def test_a_malformed_entry_of_coco_json_is_an_error(cfg):
     cfg.DATASETS.COCO_JSON = ["own.json"]
-    with pytest.raises(ValueError, match=r"entry 'own.json': write \[name, json file, folder of pictures\]"):
+    with pytest.raises(ValueError, match=r"entry 'own.json': write \[name, json file, folder of images\]"):
         register_from_config(cfg)
 
 

@@ -10,7 +10,7 @@ import torch
 from detectron2.layers import batched_nms
 from PIL import Image
 
-from soma_det import compat
+from soma_det.utils import compat
 
 
 def test_box_nms_and_pooling_need_no_compiled_extension():

@@ -15,10 +15,10 @@ from voc_fixtures import (
     write_annotation,
     write_domain,
     write_list,
-    write_picture,
+    write_image,
 )
 
-from soma_det.data.diverse_weather import find_domain_folder, load_voc_domain
+from soma_det.data.datasets.diverse_weather import find_domain_folder, load_voc_domain
 
 BOMB = """<?xml version="1.0"?><!DOCTYPE a [<!ENTITY x "xxxxxxxxxx"><!ENTITY y "&x;&x;&x;&x;&x;&x;">]>
 <annotation><object><name>&y;</name></object></annotation>"""
@@ -27,21 +27,21 @@ BOMB = """<?xml version="1.0"?><!DOCTYPE a [<!ENTITY x "xxxxxxxxxx"><!ENTITY y "
 @pytest.fixture
 def report(caplog):
     """The line that load_voc_domain logs about what it found."""
-    caplog.set_level(logging.INFO, logger="soma_det.data.diverse_weather")
+    caplog.set_level(logging.INFO, logger="soma_det.data.datasets.diverse_weather")
     return lambda: caplog.records[-1].getMessage()
 
 
-def load_one(tmp_path, objects=(), extra="", **picture):
-    """Load a domain of one picture, 64 x 48 unless told, with these objects; return its record."""
+def load_one(tmp_path, objects=(), extra="", **image):
+    """Load a domain of one image, 64 x 48 unless told, with these objects; return its record."""
     devkit = write_domain(tmp_path, "rainy", {"train": ["a"]}, objects)
     write_annotation(devkit / "Annotations" / "a.xml", objects, extra)
-    write_picture(devkit / "JPEGImages" / "a.jpg", **picture)
+    write_image(devkit / "JPEGImages" / "a.jpg", **image)
     (record,) = load_voc_domain(tmp_path, "rainy", "train", CLASSES)
     return record
 
 
 def load_broken(tmp_path, break_one, count):
-    """Load a domain of ``count`` pictures after ``break_one(devkit)``, which spoils picture "p0"."""
+    """Load a domain of ``count`` images after ``break_one(devkit)``, which spoils image "p0"."""
     devkit = write_domain(tmp_path, "rainy", {"train": ["p0"]})
     for kind, suffix in (("Annotations", "xml"), ("JPEGImages", "jpg")):
         for index in range(1, count):
@@ -101,7 +101,7 @@ def test_two_spellings_of_a_domain_without_the_exact_one_are_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("orientation, size", [(1, (64, 48)), (3, (64, 48)), (6, (48, 64)), (8, (48, 64))])
-def test_width_and_height_are_those_of_the_picture_that_detectron2_reads(tmp_path, orientation, size):
+def test_width_and_height_are_those_of_the_image_that_detectron2_reads(tmp_path, orientation, size):
     from PIL import Image
 
     exif = Image.Exif()
@@ -116,10 +116,10 @@ def test_a_wrong_size_in_the_annotation_does_not_count(tmp_path):
     assert load_one(tmp_path, OBJECTS, extra=wrong)["width"] == 64
 
 
-def test_png_pictures_load_too(tmp_path):
+def test_png_images_load_too(tmp_path):
     devkit = write_domain(tmp_path, "rainy", {"train": ["a"]})
     (devkit / "JPEGImages" / "a.jpg").unlink()
-    write_picture(devkit / "JPEGImages" / "a.PNG")
+    write_image(devkit / "JPEGImages" / "a.PNG")
     assert load_voc_domain(tmp_path, "rainy", "train", CLASSES)[0]["file_name"].endswith("a.PNG")
 
 
@@ -142,19 +142,19 @@ def test_a_box_that_is_turned_round_is_turned_back_and_counted(tmp_path, report)
     assert "boxes turned round 1" in report()
 
 
-def test_a_box_is_cut_at_the_picture_and_counted(tmp_path, report):
+def test_a_box_is_cut_at_the_image_and_counted(tmp_path, report):
     assert load_one(tmp_path, [("car", (-4, 6, 99, 20))])["annotations"][0]["bbox"] == [0, 5, 64, 20]
-    assert "boxes cut at the picture's edge 1" in report()
+    assert "boxes cut at the image's edge 1" in report()
 
 
-def test_a_box_over_the_whole_picture_is_not_cut(tmp_path, report):
+def test_a_box_over_the_whole_image_is_not_cut(tmp_path, report):
     assert load_one(tmp_path, [("car", (1, 1, 64, 48))])["annotations"][0]["bbox"] == [0, 0, 64, 48]
     assert "edge" not in report()
 
 
-def test_a_box_outside_the_picture_is_dropped_and_counted(tmp_path, report):
+def test_a_box_outside_the_image_is_dropped_and_counted(tmp_path, report):
     assert len(load_one(tmp_path, [*OBJECTS, ("car", (70, 6, 90, 20))])["annotations"]) == 2
-    assert "boxes dropped outside the picture 1" in report()
+    assert "boxes dropped outside the image 1" in report()
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_no_object_of_a_known_class_is_an_error_that_names_those_found(tmp_path)
         load_one(tmp_path, [("tram", (1, 1, 9, 9))])
 
 
-def test_a_picture_without_objects_stays_in(tmp_path):
+def test_a_image_without_objects_stays_in(tmp_path):
     devkit = write_domain(tmp_path, "rainy", {"train": ["a", "b"]})
     write_annotation(devkit / "Annotations" / "b.xml", [])
     assert [len(r["annotations"]) for r in load_voc_domain(tmp_path, "rainy", "train", CLASSES)] == [2, 0]
@@ -212,22 +212,22 @@ def test_a_list_may_have_blank_lines_and_repetitions(tmp_path, report):
 
 
 FAULTS = {
-    "without a picture": lambda kit: (kit / "JPEGImages" / "p0.jpg").unlink(),
-    "with an unreadable picture": lambda kit: (kit / "JPEGImages" / "p0.jpg").write_bytes(b"no picture"),
+    "without an image": lambda kit: (kit / "JPEGImages" / "p0.jpg").unlink(),
+    "with an unreadable image": lambda kit: (kit / "JPEGImages" / "p0.jpg").write_bytes(b"no image"),
     "without a readable annotation file": lambda kit: (kit / "Annotations" / "p0.xml").unlink(),
     "with a broken annotation file": lambda kit: (kit / "Annotations" / "p0.xml").write_text("<annotation><obj"),
 }
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-def test_one_broken_picture_in_a_hundred_is_skipped_and_named(tmp_path, report, kind):
+def test_one_broken_image_in_a_hundred_is_skipped_and_named(tmp_path, report, kind):
     assert len(load_broken(tmp_path, FAULTS[kind], 100)) == 99
-    assert f"SKIPPED 1 pictures: 1 {kind} (p0)" in report()
+    assert f"SKIPPED 1 images: 1 {kind} (p0)" in report()
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-def test_more_than_one_broken_picture_in_a_hundred_is_an_error_that_names_it(tmp_path, kind):
-    with pytest.raises(OSError, match=rf"1 of the 99 pictures .* more than 1%: 1 {kind} \(p0\)"):
+def test_more_than_one_broken_image_in_a_hundred_is_an_error_that_names_it(tmp_path, kind):
+    with pytest.raises(OSError, match=rf"1 of the 99 images .* more than 1%: 1 {kind} \(p0\)"):
         load_broken(tmp_path, FAULTS[kind], 99)
 
 
@@ -257,7 +257,7 @@ def test_missing_data_is_an_error_that_says_what_is_missing_and_what_to_do(tmp_p
 
 def test_an_empty_list_is_an_error(tmp_path):
     write_list(write_domain(tmp_path, "rainy", {"train": ["a"]}), "train", [])
-    with pytest.raises(ValueError, match="names no pictures"):
+    with pytest.raises(ValueError, match="names no images"):
         load_voc_domain(tmp_path, "rainy", "train", CLASSES)
 
 

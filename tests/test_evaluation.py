@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from soma_det.evaluation import WeatherEvaluator
-from soma_det.files import atomic_path
+from soma_det.utils.files import atomic_path
 
 CLASSES = ["bus", "bike", "car"]
 
@@ -51,9 +51,9 @@ def random_boxes(rng, n):
     return np.concatenate([corner, corner + rng.uniform(5, 150, (n, 2))], axis=1).astype(np.float32).astype(float)
 
 
-def random_records(rng, pictures=12, crowd=0.1):
+def random_records(rng, images=12, crowd=0.1):
     records = []
-    for i in range(pictures):
+    for i in range(images):
         annotations = [
             {
                 "bbox": box.tolist(),
@@ -241,12 +241,12 @@ def test_reset_forgets_earlier_detections(register, tmp_path):
     assert evaluator.evaluate()["voc"]["AP50"] == 0
 
 
-def test_pictures_that_were_not_processed_are_reported(register, logs):
+def test_images_that_were_not_processed_are_reported(register, logs):
     records = random_records(np.random.default_rng(6))
     evaluator = WeatherEvaluator(register("weather_split", records))
     evaluator.process(records[:3], noisy_outputs(np.random.default_rng(6), records[:3]))
     evaluator.evaluate()
-    assert "3 of 12 pictures" in logs.text
+    assert "3 of 12 images" in logs.text
 
 
 def test_saved_predictions_carry_the_data_sets_own_category_ids(register, tmp_path):
@@ -265,16 +265,16 @@ def test_predicted_class_beyond_the_splits_classes_is_an_error(register):
         evaluator.process([{"image_id": 0}], [{"instances": instances([[0, 0, 1, 1]], [0.5], [3])}])
 
 
-def test_detections_on_an_unknown_picture_are_an_error(register):
+def test_detections_on_an_unknown_image_are_an_error(register):
     evaluator = WeatherEvaluator(register("weather_split", [{"image_id": 1, "annotations": []}]))
     evaluator.process([{"image_id": "other"}], [{"instances": instances([[0, 0, 1, 1]], [0.5], [0])}])
     with pytest.raises(ValueError, match="'other', which is not in weather_split"):
         evaluator.evaluate()
 
 
-def test_two_pictures_with_one_id_are_an_error(register):
+def test_two_images_with_one_id_are_an_error(register):
     evaluator = WeatherEvaluator(register("weather_split", [{"image_id": 1}, {"image_id": 1}]))
-    with pytest.raises(ValueError, match="image_id 1 is used by more than one picture"):
+    with pytest.raises(ValueError, match="image_id 1 is used by more than one image"):
         evaluator.evaluate()
 
 

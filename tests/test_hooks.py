@@ -8,7 +8,7 @@ from detectron2.engine import SimpleTrainer
 from torch import nn
 
 from soma_det.engine.hooks import GradientClipping, LayerFreezing, WeightDecayAnnealing, annealed_weight_decay
-from soma_det.engine.optim import build_adamw
+from soma_det.solver.build import build_adamw
 
 
 class Toy(nn.Module):

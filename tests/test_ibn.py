@@ -7,8 +7,8 @@ from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from torch import nn
 
-from soma_det.modeling.ibn_resnet import InstanceBatchNorm
-from soma_det.modeling.vit import count_parameters
+from soma_det.modeling.backbone.ibn_resnet import InstanceBatchNorm
+from soma_det.modeling.backbone.timm_vit import count_parameters
 
 
 def resnet_cfg(depth=18, norm="BN", freeze_at=0):
@@ -27,7 +27,7 @@ def build(name="build_ibn_resnet_backbone", **settings):
     return BACKBONE_REGISTRY.get(name)(resnet_cfg(**settings), ShapeSpec(channels=3))
 
 
-def test_half_of_the_channels_is_blind_to_the_contrast_of_each_picture():
+def test_half_of_the_channels_is_blind_to_the_contrast_of_each_image():
     layer, x = InstanceBatchNorm(8, "BN").train(), torch.randn(2, 8, 6, 6)
     contrast = torch.tensor([0.5, 3.0]).view(2, 1, 1, 1)
     y, changed = layer(x), layer(contrast * x + 7)

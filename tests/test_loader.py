@@ -1,4 +1,4 @@
-"""The training stream: exactly resumable, robust against broken pictures, and harmless to the data."""
+"""The training stream: exactly resumable, robust against broken images, and harmless to the data."""
 
 import itertools
 import logging
@@ -14,16 +14,16 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.utils import comm
 from PIL import Image
-from voc_fixtures import CLASSES, hash_tree, real_weather_root, write_annotation, write_domain, write_picture
+from voc_fixtures import CLASSES, hash_tree, real_weather_root, write_annotation, write_domain, write_image
 
 from soma_det.config import add_soma_config
 from soma_det.data import register_from_config
-from soma_det.data.augmentation import build_train_augmentation
-from soma_det.data.diverse_weather import load_voc_domain
-from soma_det.data.loader import (
+from soma_det.data.transforms.augmentation import build_train_augmentation
+from soma_det.data.datasets.diverse_weather import load_voc_domain
+from soma_det.data.build import (
     PositionSampler,
     TrainLoader,
-    UnreadablePictureError,
+    UnreadableImageError,
     WeatherMapper,
     build_test_loader,
     build_train_loader,
@@ -32,7 +32,7 @@ from soma_det.data.loader import (
 IDS = ["a", "b", "c", "d", "e"]
 SPOIL = {
     "missing": Path.unlink,
-    "no picture": lambda path: path.write_bytes(b"?"),
+    "no image": lambda path: path.write_bytes(b"?"),
     "cut short": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
 }
 
@@ -93,7 +93,7 @@ def take(loader, count):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stream_resumed_at_any_iteration_equals_the_uninterrupted_one(records, workers):
-    whole = take(train_loader(records), 7)  # of 14 pictures: nearly three epochs of five
+    whole = take(train_loader(records), 7)  # of 14 images: nearly three epochs of five
     for start in (1, 4):
         assert take(train_loader(records, start=start, workers=workers), 7 - start) == whole[2 * start :]
 
@@ -102,7 +102,7 @@ def test_workers_do_not_change_the_stream(records):
     assert take(train_loader(records, workers=2), 4) == take(train_loader(records), 4)
 
 
-def test_a_picture_is_augmented_anew_in_every_epoch(records):
+def test_a_image_is_augmented_anew_in_every_epoch(records):
     stream = take(train_loader(records), 5)  # two epochs
     assert len({(image_id, image) for image_id, image, _ in stream}) == 10
 
@@ -111,7 +111,7 @@ def test_another_seed_gives_another_stream(records):
     assert take(train_loader(records), 3) != take(train_loader(records, seed=4), 3)
 
 
-def test_every_epoch_holds_each_picture_once_in_another_order():
+def test_every_epoch_holds_each_image_once_in_another_order():
     indices = [index for _, index in itertools.islice(PositionSampler(50, seed=0), 150)]
     epochs = [indices[:50], indices[50:100], indices[100:]]
     assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
@@ -164,7 +164,7 @@ def test_the_stream_leaves_the_random_numbers_of_the_process_alone(records):
     assert draw() == expected
 
 
-def test_boxes_stay_inside_the_picture_and_are_not_empty(records):
+def test_boxes_stay_inside_the_image_and_are_not_empty(records):
     mapper = train_mapper(scale_range=(0.1, 4.0))
     for record in records * 20:
         boxes = mapper(record)["instances"].gt_boxes.tensor
@@ -172,7 +172,7 @@ def test_boxes_stay_inside_the_picture_and_are_not_empty(records):
         assert (boxes[:, 2:] > boxes[:, :2]).all()
 
 
-def test_boxes_that_the_crop_cuts_away_are_gone_and_a_picture_without_any_is_fine(records):
+def test_boxes_that_the_crop_cuts_away_are_gone_and_a_image_without_any_is_fine(records):
     # Scaled by 8 and cropped to an eighth, most crops show neither object.
     mapper = train_mapper(scale_range=(8.0, 8.0))
     counts = {len(mapper(record)["instances"]) for record in records * 20}
@@ -189,7 +189,7 @@ def test_a_training_sample_holds_what_a_detector_expects(records):
     assert sample["instances"].image_size == (32, 40)
 
 
-def test_pictures_are_rgb(records):
+def test_images_are_rgb(records):
     Image.new("RGB", (64, 48), (250, 0, 0)).save(records[0]["file_name"])
     image = WeatherMapper(is_train=False, augmentations=[], image_format="RGB")(records[0])["image"]
     assert image[0].float().mean() > 200 > 50 > image[2].float().mean()
@@ -197,11 +197,11 @@ def test_pictures_are_rgb(records):
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("spoil", SPOIL)
-def test_an_unreadable_picture_is_replaced_by_the_next_counted_and_named(records, caplog, workers, spoil):
+def test_an_unreadable_image_is_replaced_by_the_next_counted_and_named(records, caplog, workers, spoil):
     path = Path(records[2]["file_name"])
     SPOIL[spoil](path)
     loader = train_loader(records, batch=5, workers=workers)
-    with caplog.at_level(logging.WARNING, logger="soma_det.data.loader"):
+    with caplog.at_level(logging.WARNING, logger="soma_det.data.build"):
         batches = list(itertools.islice(loader, 2))
     for batch in batches:
         assert sorted(sample["image_id"] for sample in batch) == ["a", "b", "d", "d", "e"]
@@ -211,27 +211,27 @@ def test_an_unreadable_picture_is_replaced_by_the_next_counted_and_named(records
     assert len(warnings) == 2 and str(path) in warnings[0] and "2 left out so far" in warnings[1]
 
 
-def test_when_no_picture_can_be_read_the_stream_stops_with_an_error(records):
+def test_when_no_image_can_be_read_the_stream_stops_with_an_error(records):
     for record in records:
-        SPOIL["no picture"](Path(record["file_name"]))
-    with pytest.raises(UnreadablePictureError, match=r"20 pictures in a row are unreadable.*[a-e]\.jpg"):
+        SPOIL["no image"](Path(record["file_name"]))
+    with pytest.raises(UnreadableImageError, match=r"20 images in a row are unreadable.*[a-e]\.jpg"):
         next(iter(train_loader(records)))
 
 
-def test_an_unreadable_picture_stops_an_evaluation_with_an_error_that_names_it(cfg, records):
+def test_an_unreadable_image_stops_an_evaluation_with_an_error_that_names_it(cfg, records):
     loader = build_test_loader(cfg, "loader_test_rainy_train")
     SPOIL["cut short"](Path(records[3]["file_name"]))
-    with pytest.raises(UnreadablePictureError, match="d.jpg"):
+    with pytest.raises(UnreadableImageError, match="d.jpg"):
         list(loader)
 
 
-def test_a_picture_of_another_size_than_the_record_says_is_an_error_that_names_it(records):
-    write_picture(Path(records[0]["file_name"]), width=32, height=48)
+def test_a_image_of_another_size_than_the_record_says_is_an_error_that_names_it(records):
+    write_image(Path(records[0]["file_name"]), width=32, height=48)
     with pytest.raises(SizeMismatchError, match="a.jpg"):
         train_mapper()(records[0])
 
 
-def test_an_evaluation_sees_every_picture_once_and_no_annotations(cfg):
+def test_an_evaluation_sees_every_image_once_and_no_annotations(cfg):
     samples = [sample for batch in build_test_loader(cfg, "loader_test_rainy_train") for sample in batch]
     assert [sample["image_id"] for sample in samples] == IDS
     assert all(sample["image"].shape == (3, 24, 32) and "annotations" not in sample for sample in samples)
@@ -246,12 +246,12 @@ def test_a_config_builds_a_loader_that_resumes(cfg):
 
 def test_a_negative_seed_is_drawn_and_logged(cfg, caplog):
     cfg.SEED = -1
-    with caplog.at_level(logging.INFO, logger="soma_det.data.loader"):
+    with caplog.at_level(logging.INFO, logger="soma_det.data.build"):
         loader = build_train_loader(cfg)
     assert loader.seed >= 0 and f"set SEED to {loader.seed}" in caplog.text
 
 
-def test_pictures_without_annotations_are_left_out_as_the_config_says(cfg, devkit):
+def test_images_without_annotations_are_left_out_as_the_config_says(cfg, devkit):
     write_annotation(devkit / "Annotations" / "b.xml", [])
     assert len(build_train_loader(cfg).dataset) == 4
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from soma_det.adapters.soma import SomaLinear
 from soma_det.config import setup_cfg
 from soma_det.modeling.freezing import fingerprint, freeze, match_modules
-from soma_det.modeling.vit import count_parameters, create_timm_vit
+from soma_det.modeling.backbone.timm_vit import count_parameters, create_timm_vit
 
 TINY = [
     "MODEL.VIT.NAME",

@@ -13,10 +13,10 @@ from training import options, tiny_cfg, write_data
 from soma_det.adapters import ADAPTERS, inject_adapter, is_mergeable
 from soma_det.adapters.soma import SomaLinear, inject_soma
 from soma_det.config import setup_cfg
-from soma_det.data.loader import build_test_loader, equal_size_batches
+from soma_det.data.build import build_test_loader, equal_size_batches
 from soma_det.engine import Trainer
 from soma_det.engine.inference import merged_for_inference, prepared_for_inference
-from soma_det.modeling.vit import TimmViT
+from soma_det.modeling.backbone.timm_vit import TimmViT
 
 MERGEABLE = sorted(name for name, adapter in ADAPTERS.items() if adapter.merge)
 
@@ -222,7 +222,7 @@ def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("data"))
 
 
-def test_batched_testing_gives_the_results_of_single_pictures(data, tmp_path):
+def test_batched_testing_gives_the_results_of_single_images(data, tmp_path):
     cfgs = [tiny_cfg(data, tmp_path / str(size), TEST__BATCH_SIZE=size) for size in (1, 2)]
     model = Trainer.build_model(cfgs[0])
     name = cfgs[0].DATASETS.TEST[0]

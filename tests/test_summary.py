@@ -146,12 +146,12 @@ def test_reading_something_else_is_an_error_that_names_the_file(tmp_path):
 
 def test_bars_of_the_chart_are_as_high_as_the_scores(tmp_path):
     draw_domain_chart({"clear": 80.0, "fog": 40.0, "rain": NAN}, "clear", tmp_path / "chart.png")
-    picture = np.asarray(Image.open(tmp_path / "chart.png").convert("RGB")).astype(int)
-    gray, blue = (np.abs(picture - color).sum(2) < 12 for color in ([0x8A, 0x94, 0xA6], [0x00, 0x72, 0xB2]))
+    image = np.asarray(Image.open(tmp_path / "chart.png").convert("RGB")).astype(int)
+    gray, blue = (np.abs(image - color).sum(2) < 12 for color in ([0x8A, 0x94, 0xA6], [0x00, 0x72, 0xB2]))
     axis = gray.nonzero()[0].max()
     # Below the legend, whose patches are in the first tenth.
     top = {
-        name: (mask[len(picture) // 10 :].nonzero()[0].min() + len(picture) // 10)
+        name: (mask[len(image) // 10 :].nonzero()[0].min() + len(image) // 10)
         for name, mask in (("g", gray), ("b", blue))
     }
     assert (axis - top["g"]) / (axis - top["b"]) == pytest.approx(2, abs=0.03)

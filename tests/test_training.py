@@ -1,4 +1,4 @@
-"""Training from pictures to tables: what moves, what stays, and that resuming equals never having stopped."""
+"""Training from images to tables: what moves, what stays, and that resuming equals never having stopped."""
 
 import copy
 import json
@@ -14,11 +14,11 @@ from training import tiny_cfg, write_data
 from soma_det.adapters import merge_adapter
 from soma_det.adapters.soma import SomaLinear
 from soma_det.engine import Trainer, load_model
-from soma_det.engine.checkpoint import AtomicCheckpointer
+from soma_det.checkpoint.detection_checkpoint import AtomicCheckpointer
 from soma_det.engine.hooks import annealed_weight_decay
 from soma_det.engine.output_dir import check_output_dir
 from soma_det.engine.trainer import _train_in
-from soma_det.predictor import build_predictor
+from soma_det.engine.predictor import build_predictor
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_weight_decay_and_gradient_norm_follow_the_recipe_and_are_logged(finishe
     assert list(Path(cfg.OUTPUT_DIR).glob("events.out.tfevents.*"))
 
 
-def test_the_source_pictures_train_and_all_weathers_are_scored(finished):
+def test_the_source_images_train_and_all_weathers_are_scored(finished):
     cfg, _, _ = finished
     results = json.loads((Path(cfg.OUTPUT_DIR) / "results.json").read_text())
     assert list(results["results"]) == ["tiny_daytime_clear_test", "tiny_night_sunny_test"]

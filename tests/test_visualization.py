@@ -13,8 +13,8 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
-from soma_det.predictor import Predictor
-from soma_det.visualization import (
+from soma_det.engine.predictor import Predictor
+from soma_det.utils.visualizer import (
     BoxVisualizer,
     choose_records,
     class_colors,
@@ -45,7 +45,7 @@ def near(image, color, tolerance=0.1):
 
 @pytest.fixture
 def split(tmp_path):
-    """A registered split of four pictures with 0, 1, 3 and 4 boxes."""
+    """A registered split of four images with 0, 1, 3 and 4 boxes."""
     records = []
     for i, boxes in enumerate((0, 1, 3, 4)):
         Image.fromarray(GRAY).save(tmp_path / f"{i}.png")
@@ -72,7 +72,7 @@ def tool():
 
 @pytest.fixture
 def fake_model(tool, monkeypatch):
-    """Detects one car in every picture; returns the pictures it was given."""
+    """Detects one car in every image; returns the images it was given."""
     seen = []
 
     def predict(image):
@@ -114,7 +114,7 @@ def test_box_is_drawn_at_its_place_in_the_color_of_its_class():
     assert set(np.flatnonzero(lines[:, 400])) <= {*range(117, 124), *range(277, 284)} and lines[:, 400].sum() >= 2
 
 
-def test_detections_below_the_threshold_leave_the_picture_as_it_was():
+def test_detections_below_the_threshold_leave_the_image_as_it_was():
     drawing = draw_detections(GRAY, detections([[100, 60, 220, 140]], [0.49], [2]), CLASSES, 0.5, width=480)
     np.testing.assert_array_equal(drawing, GRAY)
 
@@ -137,7 +137,7 @@ def test_labels_do_not_overlap_and_the_surest_stays():
 
 
 @pytest.mark.parametrize("box", [[0, 0, 30, 20], [450, 250, 480, 270], [0, 0, 480, 270], [470, 0, 480, 8]])
-def test_labels_stay_inside_the_picture(box):
+def test_labels_stay_inside_the_image(box):
     visualizer = BoxVisualizer(GRAY, CLASSES, scale=2)
     visualizer.draw_instance_predictions(detections([box], [0.9], [6]))
     (text,) = visualizer.output.ax.texts
@@ -156,7 +156,7 @@ def test_ground_truth_is_labeled_with_class_and_crowd():
     assert draw_ground_truth(GRAY, {}, CLASSES, width=480).tolist() == GRAY.tolist()
 
 
-def test_contact_sheet_puts_pictures_in_columns_under_their_headers():
+def test_contact_sheet_puts_images_in_columns_under_their_headers():
     colors = {"clear": [(200, 0, 0), (0, 200, 0)], "fog": [(0, 0, 200)]}
     columns = {name: [np.full((60, 100, 3), c, dtype=np.uint8) for c in cs] for name, cs in colors.items()}
     sheet = contact_sheet(columns, cell_width=100, legend=CLASSES[:2])
@@ -168,7 +168,7 @@ def test_contact_sheet_puts_pictures_in_columns_under_their_headers():
     assert (header.sum(axis=-1) < 300).any(), "the second column has no header"
 
 
-def test_contact_sheet_fits_pictures_of_another_shape_without_distortion():
+def test_contact_sheet_fits_images_of_another_shape_without_distortion():
     tall = np.full((200, 100, 3), (0, 0, 200), dtype=np.uint8)
     wide = np.full((50, 100, 3), (200, 0, 0), dtype=np.uint8)
     sheet = contact_sheet({"a": [wide, wide, tall]}, cell_width=100)
@@ -177,8 +177,8 @@ def test_contact_sheet_fits_pictures_of_another_shape_without_distortion():
     assert (height, width) == (50, 25)
 
 
-def test_contact_sheet_without_pictures_is_an_error():
-    with pytest.raises(ValueError, match="no picture .*columns: fog"):
+def test_contact_sheet_without_images_is_an_error():
+    with pytest.raises(ValueError, match="no image .*columns: fog"):
         contact_sheet({"fog": []})
 
 
@@ -201,7 +201,7 @@ def test_split_drawings_show_ground_truth_on_the_left_and_detections_on_the_righ
     assert near(left, bus, 0.05).sum() > 100 and not near(right, bus, 0.05).any()
 
 
-def test_saved_predictions_are_read_back_per_picture(split, tmp_path):
+def test_saved_predictions_are_read_back_per_image(split, tmp_path):
     path = tmp_path / "coco_instances_results.json"
     entry = {"image_id": "frame_1", "category_id": 2, "bbox": [10, 20, 30, 40], "score": 0.75}
     path.write_text(json.dumps([entry, {**entry, "image_id": "frame_3"}]))
@@ -224,7 +224,7 @@ def test_saved_predictions_are_read_back_per_picture(split, tmp_path):
         ),
         (
             '[{"image_id": "other", "category_id": 0, "bbox": [0, 0, 1, 1], "score": 1}]',
-            "no detections for any picture",
+            "no detections for any image",
         ),
     ],
 )
@@ -235,10 +235,10 @@ def test_predictions_of_another_format_or_data_set_are_an_error(split, tmp_path,
         predictions_lookup(path, split)
 
 
-def test_unreadable_picture_is_an_error_that_names_the_file(tmp_path):
-    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+def test_unreadable_image_is_an_error_that_names_the_file(tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
     for name in ("broken.jpg", "missing.jpg"):
-        with pytest.raises(OSError, match=f"Cannot read the picture .*{name}"):
+        with pytest.raises(OSError, match=f"Cannot read the image .*{name}"):
             read_rgb(tmp_path / name)
 
 
@@ -275,7 +275,7 @@ def test_tool_draws_splits_from_saved_predictions(tool, split, tmp_path):
     assert sheet == output / "contact_sheet.png" and Image.open(sheet).size[0] > 480
 
 
-def test_tool_draws_folders_with_their_structure_and_skips_what_is_no_picture(
+def test_tool_draws_folders_with_their_structure_and_skips_what_is_no_image(
     tool, fake_model, config_file, tmp_path, logs
 ):
     photos = tmp_path / "photos"
@@ -284,7 +284,7 @@ def test_tool_draws_folders_with_their_structure_and_skips_what_is_no_picture(
     blue[..., 2] = 255
     for path in (photos / "a.png", photos / "a.jpg", photos / "night" / "a.png"):
         Image.fromarray(blue).save(path)
-    (photos / "broken.jpg").write_bytes(b"no picture")
+    (photos / "broken.jpg").write_bytes(b"no image")
     (photos / "broken.mp4").write_bytes(b"no video")
     args = tool.parse_args(["--config-file", config_file, "--input", str(photos), "--output", str(photos)])
     before = {p: p.read_bytes() for p in photos.rglob("*") if p.is_file()}
@@ -297,9 +297,9 @@ def test_tool_draws_folders_with_their_structure_and_skips_what_is_no_picture(
     assert tool.main(args) == written, "a second run must not draw on the first one's drawings"
 
 
-def test_tool_stops_at_a_named_picture_that_cannot_be_read(tool, fake_model, config_file, tmp_path):
-    (tmp_path / "broken.jpg").write_bytes(b"no picture")
-    for name, message in (("broken.jpg", "Cannot read the picture"), ("missing.jpg", "There is no picture")):
+def test_tool_stops_at_a_named_image_that_cannot_be_read(tool, fake_model, config_file, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    for name, message in (("broken.jpg", "Cannot read the image"), ("missing.jpg", "There is no image")):
         with pytest.raises(OSError, match=message):
             tool.main(tool.parse_args(["--config-file", config_file, "--input", str(tmp_path / name)]))
 

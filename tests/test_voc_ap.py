@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import soma_det  # noqa: F401
 from detectron2.evaluation.pascal_voc_evaluation import voc_eval
-from soma_det.evaluation.boxes import Detections, GroundTruth
-from soma_det.evaluation.voc import best_overlap, eleven_point_ap, pairwise_iou, voc_average_precision
+from soma_det.evaluation.detections import Detections, GroundTruth
+from soma_det.evaluation.voc_evaluation import best_overlap, eleven_point_ap, pairwise_iou, voc_average_precision
 
 CAR = [10, 10, 50, 40]
 FAR_CAR = [100, 10, 140, 40]
@@ -65,7 +65,7 @@ def test_detection_of_an_ignored_box_counts_neither_way():
     assert voc_average_precision(truth([CAR, FAR_CAR], ignored=[False, True]), found) == pytest.approx([100])
 
 
-def test_boxes_match_only_in_their_picture_and_class():
+def test_boxes_match_only_in_their_image_and_class():
     two = truth([CAR, CAR], image=[0, 1], category=[0, 1], classes=("car", "bus"))
     swapped = detections([CAR, CAR], [0.9, 0.8], image=[1, 0], category=[0, 1])
     assert voc_average_precision(two, swapped).tolist() == [0, 0]
@@ -93,7 +93,7 @@ def test_iou_of_boxes_worked_out_by_hand():
     np.testing.assert_allclose(pairwise_iou(boxes, boxes), expected)
 
 
-def test_best_overlap_names_the_row_of_the_same_picture():
+def test_best_overlap_names_the_row_of_the_same_image():
     overlap, match = best_overlap(
         np.array([CAR, CAR, CAR], dtype=float), np.array([2, 0, 7]), np.array([CAR, FAR_CAR, CAR]), np.array([0, 2, 2])
     )

@@ -7,14 +7,14 @@ import pytest
 
 import soma_det  # noqa: F401
 from soma_det.data import weather
-from soma_det.data.synthdrive import Light
+from synthdrive import Light
 
 AIRLIGHT = (0.7, 0.72, 0.75)
 LAMP = Light(30.0, 20.0, 4.0, 4.0, 15.0, (1.0, 0.6, 0.3), 1.0, "street")
 
 
 @pytest.fixture
-def picture() -> np.ndarray:
+def random_image() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 
 
@@ -28,12 +28,12 @@ def test_srgb_mid_grey_is_the_linear_radiance_of_the_standard():
     assert weather.to_linear(np.array([128], np.uint8))[0] == pytest.approx(0.21586, abs=1e-5)
 
 
-def test_fog_at_distance_zero_is_the_identity(picture):
-    np.testing.assert_array_equal(weather.fog(picture, np.zeros((48, 64)), 100.0, AIRLIGHT), picture)
+def test_fog_at_distance_zero_is_the_identity(image):
+    np.testing.assert_array_equal(weather.fog(image, np.zeros((48, 64)), 100.0, AIRLIGHT), image)
 
 
-def test_fog_at_infinity_is_the_airlight(picture):
-    foggy = weather.fog(weather.to_linear(picture), np.full((48, 64), np.inf), 100.0, AIRLIGHT)
+def test_fog_at_infinity_is_the_airlight(image):
+    foggy = weather.fog(weather.to_linear(image), np.full((48, 64), np.inf), 100.0, AIRLIGHT)
     np.testing.assert_allclose(foggy, np.broadcast_to(np.float32(AIRLIGHT), foggy.shape))
 
 
@@ -48,15 +48,15 @@ def test_half_the_visibility_leaves_the_square_root_of_the_contrast():
     assert 1.0 - seen[0, 0, 0] == pytest.approx(math.sqrt(0.02), rel=1e-5)
 
 
-def test_fog_only_moves_pixels_towards_the_airlight(picture):
-    clear = weather.to_linear(picture)
+def test_fog_only_moves_pixels_towards_the_airlight(image):
+    clear = weather.to_linear(image)
     airlight = np.float32(AIRLIGHT)
     foggy = weather.fog(clear, np.full((48, 64), 30.0), 100.0, AIRLIGHT)
     assert (np.abs(foggy - airlight) <= np.abs(clear - airlight) + 1e-6).all()
 
 
-def test_no_rain_is_no_veil(picture):
-    np.testing.assert_array_equal(weather.rain_veil(picture, np.full((48, 64), 90.0), 0.0, AIRLIGHT), picture)
+def test_no_rain_is_no_veil(image):
+    np.testing.assert_array_equal(weather.rain_veil(image, np.full((48, 64), 90.0), 0.0, AIRLIGHT), image)
 
 
 def test_more_rain_hides_more():
@@ -99,10 +99,10 @@ def test_lamps_only_add_light():
     assert shining[20, 30, 0] > 1.0 > shining[2, 2, 0]
 
 
-def test_without_road_a_wet_road_changes_nothing(picture):
+def test_without_road_a_wet_road_changes_nothing(image):
     dry = np.zeros((48, 64), bool)
     np.testing.assert_array_equal(
-        weather.wet_road(picture, dry, np.full((48, 64), 20.0), np.random.default_rng(0)), picture
+        weather.wet_road(image, dry, np.full((48, 64), 20.0), np.random.default_rng(0)), image
     )
 
 
@@ -144,8 +144,8 @@ def test_the_assumed_depth_of_a_photograph_is_a_flat_road():
 
 @pytest.mark.parametrize("domain", weather.DOMAIN_EFFECTS)
 @pytest.mark.parametrize("kind", [np.uint8, np.float32])
-def test_weather_keeps_shape_and_kind_and_leaves_its_input_alone(picture, domain, kind):
-    image = picture if kind == np.uint8 else weather.to_linear(picture)
+def test_weather_keeps_shape_and_kind_and_leaves_its_input_alone(image, domain, kind):
+    image = image if kind == np.uint8 else weather.to_linear(image)
     before, depth = image.copy(), np.full((48, 64), 25.0, np.float32)
     depth[:10] = np.inf
     road = np.arange(48)[:, None].repeat(64, axis=1) > 30
@@ -158,13 +158,13 @@ def test_weather_keeps_shape_and_kind_and_leaves_its_input_alone(picture, domain
 
 
 @pytest.mark.parametrize("domain", weather.DOMAIN_EFFECTS)
-def test_weather_works_on_a_photograph_without_depth(picture, domain):
-    assert weather.apply_weather(picture, None, domain, np.random.default_rng(3)).shape == picture.shape
+def test_weather_works_on_a_photograph_without_depth(image, domain):
+    assert weather.apply_weather(image, None, domain, np.random.default_rng(3)).shape == image.shape
 
 
-def test_nights_are_darker_and_fog_has_less_contrast_than_a_clear_day(picture):
+def test_nights_are_darker_and_fog_has_less_contrast_than_a_clear_day(image):
     seen = {
-        domain: weather.apply_weather(picture, None, domain, np.random.default_rng(5))
+        domain: weather.apply_weather(image, None, domain, np.random.default_rng(5))
         for domain in weather.DOMAIN_EFFECTS
     }
     brightness = {domain: image.mean() for domain, image in seen.items()}
@@ -187,6 +187,6 @@ def test_nights_are_darker_and_fog_has_less_contrast_than_a_clear_day(picture):
         ),
     ],
 )
-def test_wrong_input_is_named_in_the_error(picture, call, message):
+def test_wrong_input_is_named_in_the_error(image, call, message):
     with pytest.raises(ValueError, match=message):
-        call(picture)
+        call(image)

@@ -1,4 +1,4 @@
-"""A detector small enough to train for some iterations in a second, and pictures to train it on."""
+"""A detector small enough to train for some iterations in a second, and images to train it on."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ CONFIG = str(Path(__file__).parents[1] / "configs" / "Base-SoMA.yaml")
 
 
 def write_data(root: Path) -> Path:
-    """Two domains of 6 training and 3 test pictures each, 64 x 48 pixels."""
+    """Two domains of 6 training and 3 test images each, 64 x 48 pixels."""
     for domain in DOMAINS:
         splits = {split: [f"{domain}_{split}{i}" for i in range(n)] for split, n in (("train", 6), ("test", 3))}
         write_domain(root, domain, splits)

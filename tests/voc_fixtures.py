@@ -17,12 +17,12 @@ VocObject = tuple[str, Sequence[float]]
 def write_domain(
     root: Path, domain: str, splits: dict[str, Sequence[str]], objects: Sequence[VocObject] = OBJECTS
 ) -> Path:
-    """Write a domain whose pictures all have the same objects; return its devkit folder."""
+    """Write a domain whose images all have the same objects; return its devkit folder."""
     devkit = Path(root) / domain / "VOC2007"
     for split, ids in splits.items():
         write_list(devkit, split, ids)
         for image_id in ids:
-            write_picture(devkit / "JPEGImages" / f"{image_id}.jpg")
+            write_image(devkit / "JPEGImages" / f"{image_id}.jpg")
             write_annotation(devkit / "Annotations" / f"{image_id}.xml", objects)
     return devkit
 
@@ -33,8 +33,8 @@ def write_list(devkit: Path, split: str, ids: Sequence[str]) -> None:
     path.write_text("\n".join(ids) + "\n")
 
 
-def write_picture(path: Path, width: int = 64, height: int = 48, **save_options) -> None:
-    """Write a picture of colored squares, another for each file name."""
+def write_image(path: Path, width: int = 64, height: int = 48, **save_options) -> None:
+    """Write an image of colored squares, another for each file name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     seed = int.from_bytes(hashlib.sha256(path.name.encode()).digest()[:4], "big")
     squares = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)

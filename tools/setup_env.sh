@@ -23,11 +23,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 step "[2/4] torch and the other packages (the first time some GB and a few minutes)"
 "$python" -m pip install --quiet --progress-bar on -r requirements/pinned.txt
 
-step "[3/4] Detectron2 (Python sources only; no compiler needed)"
-if ! "$python" -c 'import soma_det, detectron2.engine' 2>/dev/null; then
-    "$python" -m pip install --quiet --upgrade --no-deps --only-binary=:all: --platform win_amd64 --python-version 37 \
-        --implementation cp --abi cp37m --require-hashes -r requirements/detectron2.txt \
-        --target "$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+step "[3/4] Detectron2 (its Python sources; no compiler needed)"
+if ! "$python" -c 'import importlib.metadata as m, sys; sys.exit(not any(d.name in ("detectron2", "sal-detectron2") for d in m.distributions()))'; then
+    site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    "$python" -m pip install --quiet --upgrade --no-deps --only-binary=:all: --python-version 3.10 --implementation cp --abi none \
+        --platform any --require-hashes -r requirements/detectron2.txt --target "$site"
+    rm -f "$site"/detectron2/_C*.so # for CPython 3.10 alone: every Python runs the same code
 fi
 
 step "[4/4] soma_det itself"

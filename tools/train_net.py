@@ -18,7 +18,7 @@ from soma_det.data import check_data_exists, register_from_config
 from soma_det.engine import Trainer, load_model
 from soma_det.engine.distributed import init_torchrun_process_group, started_by_torchrun
 from soma_det.engine.output_dir import check_output_dir
-from soma_det.modeling.backbone import check_pretrained
+from soma_det.modeling.backbone.build import check_pretrained
 
 EXAMPLES = """
 Train, then evaluate every split of the config:

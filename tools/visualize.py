@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw detections on pictures, on splits of a data set, or on a video: see --help, or run
+"""Draw detections on images, on splits of a data set, or on a video: see --help, or run
 
 python tools/visualize.py --config-file configs/demo.yaml --weights output/demo/model_final.pth --contact-sheet
 """
@@ -25,19 +25,19 @@ from tqdm import tqdm
 from soma_det.config import setup_cfg
 from soma_det.data import register_from_config
 from soma_det.evaluation.summary import shorten_names
-from soma_det.files import atomic_path
-from soma_det.predictor import build_predictor
-from soma_det.visualization import Predict, contact_sheet, draw_detections, draw_split, predictions_lookup, read_rgb
+from soma_det.utils.files import atomic_path
+from soma_det.engine.predictor import build_predictor
+from soma_det.utils.visualizer import Predict, contact_sheet, draw_detections, draw_split, predictions_lookup, read_rgb
 
 EXAMPLES = """
-Some pictures of every test split of the config, ground truth beside detections:
+Some images of every test split of the config, ground truth beside detections:
     python tools/visualize.py --config-file configs/demo.yaml --weights output/demo/model_final.pth
 
-One sheet with a column for each split and four pictures in each:
+One sheet with a column for each split and four images in each:
     python tools/visualize.py --config-file configs/demo.yaml --weights output/demo/model_final.pth \\
         --contact-sheet --count 4
 
-Your own pictures, a folder of them, and a video:
+Your own images, a folder of them, and a video:
     python tools/visualize.py --config-file configs/demo.yaml --weights output/demo/model_final.pth \\
         --input street.jpg photos/ drive.mp4 --output drawings
 
@@ -46,12 +46,12 @@ Detections that an evaluation has saved, without the model:
         --predictions output/demo/inference/synthdrive_night_rainy_test/coco_instances_results.json
 """
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
-DRAWN = "_detections"  # ends the names of all drawings, so that none can take the place of a picture
+DRAWN = "_detections"  # ends the names of all drawings, so that none can take the place of an image
 COUNT, SHEET_ROWS = 20, 4
 
-Detect = Callable[[np.ndarray], Instances]  # BGR picture -> detections
+Detect = Callable[[np.ndarray], Instances]  # BGR image -> detections
 
 logger = logging.getLogger("soma_det.visualize")
 
@@ -59,7 +59,7 @@ logger = logging.getLogger("soma_det.visualize")
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; contradictions end the program with a message."""
     parser = argparse.ArgumentParser(
-        description="Draw detections on splits of a data set (beside the ground truth), pictures, folders or videos.",
+        description="Draw detections on splits of a data set (beside the ground truth), images, folders or videos.",
         epilog="Examples:\n" + EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -71,14 +71,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--predictions", nargs="+", metavar="FILE", help="saved detections (COCO results), one file per --dataset"
     )
     parser.add_argument("--dataset", nargs="+", metavar="NAME", help="registered splits (default: DATASETS.TEST)")
-    parser.add_argument("--input", nargs="+", metavar="PATH", help="pictures, folders of pictures, videos")
+    parser.add_argument("--input", nargs="+", metavar="PATH", help="images, folders of images, videos")
     parser.add_argument("--output", default="output/drawings", metavar="FOLDER", help="default: %(default)s")
     parser.add_argument("--score-threshold", type=float, default=0.5, metavar="S", help="0 to 1, default: %(default)s")
     parser.add_argument(
-        "--count", type=int, metavar="N", help=f"pictures per split (default: {COUNT}, on a sheet {SHEET_ROWS})"
+        "--count", type=int, metavar="N", help=f"images per split (default: {COUNT}, on a sheet {SHEET_ROWS})"
     )
-    parser.add_argument("--seed", type=int, default=0, help="chooses the pictures of a split (default: %(default)s)")
-    parser.add_argument("--contact-sheet", action="store_true", help="one picture with a column for each split")
+    parser.add_argument("--seed", type=int, default=0, help="chooses the images of a split (default: %(default)s)")
+    parser.add_argument("--contact-sheet", action="store_true", help="one image with a column for each split")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides")
     args = parser.parse_args(argv)
     _check(parser, args)
@@ -157,14 +157,14 @@ def _draw_sheet(args: argparse.Namespace, predictors: dict[str, Predict]) -> Pat
 
 
 def _with_progress(drawings: Iterator, name: str, count: int) -> Iterator:
-    return tqdm(drawings, desc=name, total=min(count, len(DatasetCatalog.get(name))), unit="picture")
+    return tqdm(drawings, desc=name, total=min(count, len(DatasetCatalog.get(name))), unit="image")
 
 
 def draw_inputs(args: argparse.Namespace, cfg: CfgNode) -> list[Path]:
-    """Draw on the pictures, folders and videos of ``--input``.
+    """Draw on the images, folders and videos of ``--input``.
 
     Raises:
-        OSError: a picture or video that was named does not exist or cannot be read, or no file was drawn at all.
+        OSError: an image or video that was named does not exist or cannot be read, or no file was drawn at all.
             Unreadable files of a folder are skipped with a warning.
     """
     jobs = list(_plan(args.input, Path(args.output)))  # before the model is loaded: paths may be wrong
@@ -199,12 +199,12 @@ def _class_names(cfg: CfgNode) -> list[str]:
 
 
 def _plan(inputs: list[str], output: Path) -> Iterator[tuple[Path, Path, bool]]:
-    """(source, target, whether it was named itself) for every picture and video; no two targets are the same."""
+    """(source, target, whether it was named itself) for every image and video; no two targets are the same."""
     taken: set[Path] = set()
     for name in inputs:
         path = Path(name)
         if not path.exists():
-            raise FileNotFoundError(f"There is no picture, folder or video {path}.")
+            raise FileNotFoundError(f"There is no image, folder or video {path}.")
         sources = _files_below(path) if path.is_dir() else [path]
         for source in sources:
             is_video = source.suffix.lower() in VIDEO_SUFFIXES
@@ -219,12 +219,12 @@ def _plan(inputs: list[str], output: Path) -> Iterator[tuple[Path, Path, bool]]:
 
 
 def _files_below(folder: Path) -> list[Path]:
-    """Pictures and videos in a folder and its subfolders, without drawings of earlier runs."""
-    files = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in PICTURE_SUFFIXES + VIDEO_SUFFIXES]
+    """Images and videos in a folder and its subfolders, without drawings of earlier runs."""
+    files = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES]
     files = [p for p in files if not p.stem.endswith(DRAWN)]
     if not files:
         raise FileNotFoundError(
-            f"There is no picture or video in {folder} (looked for {', '.join(PICTURE_SUFFIXES + VIDEO_SUFFIXES)})."
+            f"There is no image or video in {folder} (looked for {', '.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)})."
         )
     return files
 
@@ -250,16 +250,16 @@ def draw_video(source: Path, target: Path, detect: Detect, classes: list[str], s
     return target
 
 
-def _write_video(path: Path, pictures: Iterator[np.ndarray], fps: float) -> int:
-    """Write BGR pictures of one size as mp4; returns their number."""
+def _write_video(path: Path, images: Iterator[np.ndarray], fps: float) -> int:
+    """Write BGR images of one size as mp4; returns their number."""
     writer, count = None, 0
     try:
-        for count, picture in enumerate(pictures, start=1):
+        for count, image in enumerate(images, start=1):
             if writer is None:
-                writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, picture.shape[1::-1])
+                writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, image.shape[1::-1])
                 if not writer.isOpened():
                     raise OSError(f"OpenCV cannot write {path}: this build has no encoder for mp4.")
-            writer.write(picture)
+            writer.write(image)
     finally:
         if writer is not None:
             writer.release()
@@ -274,14 +274,14 @@ def _frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
         yield frame
 
 
-def _even(picture: np.ndarray) -> np.ndarray:
+def _even(image: np.ndarray) -> np.ndarray:
     """Cut off the last row or column where their number is odd, which mp4 encoders refuse."""
-    return np.ascontiguousarray(picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2])
+    return np.ascontiguousarray(image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2])
 
 
-def _save(picture: np.ndarray, path: Path) -> Path:
+def _save(image: np.ndarray, path: Path) -> Path:
     with atomic_path(path) as temporary:
-        Image.fromarray(picture).save(temporary, quality=92)
+        Image.fromarray(image).save(temporary, quality=92)
     return path
 
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from soma_det.files import write_bytes
+from soma_det.utils.files import write_bytes
 
 FORMAT = 1  # part of every key: raise it when what is stored, or how it is computed, changes
 Factors = dict[str, tuple[Tensor, Tensor]]  # layer -> a (parts, rank, in), b (parts, out / parts, rank)

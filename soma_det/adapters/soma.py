@@ -10,6 +10,7 @@ The pretrained weights must therefore be in the model BEFORE it is adapted.
 """
 
 import logging
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -326,7 +327,8 @@ def load_after_decomposition(vit: nn.Module, layers: Sequence[str], seed: int = 
     for name in layers:
         layer = vit.get_submodule(name)
         untrained = nn.Linear(layer.in_features, layer.out_features, bias=False)
-        nn.init.trunc_normal_(untrained.weight, std=0.02, generator=generator)  # as timm initializes ViTs
+        # nn.Linear's own initialization, which the authors' ViT leaves in place: std 1 / sqrt(3 d_in).
+        nn.init.kaiming_uniform_(untrained.weight, a=math.sqrt(5), generator=generator)
         late = SomaLinear(untrained, layer.rank, layer.parts, layer.components, generator)
         late.residual.data, late.bias = layer.weight.detach(), layer.bias
         replace_module(vit, name, late)

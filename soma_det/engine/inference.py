@@ -20,7 +20,7 @@ def prepared_for_inference(
         model: a detector with a backbone, in training or not; may be wrapped for distributed training.
         dtype: of the backbone, torch.bfloat16 or torch.float16; None leaves the precision alone. The features come out
             in fp32: scores and boxes need the precision, and are little of the work.
-        compile_blocks: compile the ViT's blocks, at the first picture and at each new picture size.
+        compile_blocks: compile the ViT's blocks, at the first image and at each new image size.
 
     Raises:
         ValueError: there is no ViT whose blocks could be compiled.
@@ -91,7 +91,7 @@ def in_full_precision(features: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @contextmanager
 def _backbone_in(backbone: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Run a backbone, which maps pictures to {"p2": features, ...}, under autocast."""
+    """Run a backbone, which maps images to {"p2": features, ...}, under autocast."""
     forward = backbone.forward
 
     def autocast_forward(x: Tensor) -> dict[str, Tensor]:

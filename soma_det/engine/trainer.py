@@ -16,17 +16,17 @@ from detectron2.utils import comm
 from torch import nn
 from torch.optim import Optimizer
 
-import soma_det
-from soma_det.compat import allow_ddp_on_cpu
 from soma_det.config import check_device
-from soma_det.data.loader import build_test_loader, build_train_loader
+from soma_det.data.build import build_test_loader, build_train_loader
 from soma_det.engine import hooks
-from soma_det.engine.checkpoint import AtomicCheckpointer
+from soma_det.checkpoint.detection_checkpoint import AtomicCheckpointer
 from soma_det.engine.inference import in_full_precision, prepared_for_inference
-from soma_det.engine.optim import build_adamw
+from soma_det.solver.build import build_adamw
+from soma_det.utils import compat
+from soma_det.version import __version__
 from soma_det.evaluation import WeatherEvaluator, report
 from soma_det.modeling.freezing import freeze, match_modules
-from soma_det.modeling.vit import count_parameters
+from soma_det.modeling.backbone.timm_vit import count_parameters
 
 VIT_BACKBONE = "build_soma_vit_backbone"
 
@@ -37,10 +37,10 @@ class Trainer(DefaultTrainer):
     """The standard trainer: AdamW groups, annealed weight decay and layer freezing come in as hooks."""
 
     def __init__(self, cfg: CfgNode):
-        allow_ddp_on_cpu()
         amp_on_cpu = cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu"
         # Detectron2's AMPTrainer is for CUDA alone. bfloat16 has no need of what it adds, the scaling of the loss.
-        super().__init__(_without_amp(cfg) if amp_on_cpu else cfg)
+        with compat.ddp_on(cfg.MODEL.DEVICE):
+            super().__init__(_without_amp(cfg) if amp_on_cpu else cfg)
         if amp_on_cpu:
             _train_in(self.model, "cpu", torch.bfloat16)
 
@@ -59,7 +59,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
-        """AdamW with the groups of :func:`~soma_det.engine.optim.build_adamw`."""
+        """AdamW with the groups of :func:`~soma_det.solver.build.build_adamw`."""
         return build_adamw(
             model,
             lr=cfg.SOLVER.BASE_LR,
@@ -133,7 +133,7 @@ def _describe_run(cfg: CfgNode) -> dict[str, str | int]:
         "training sets": ", ".join(cfg.DATASETS.TRAIN),
         "weights": cfg.MODEL.WEIGHTS or f"trained in this run, {cfg.SOLVER.MAX_ITER} iterations",
         "seed": cfg.SEED,
-        "soma_det": soma_det.__version__,
+        "soma_det": __version__,
         "torch": torch.__version__,
     }
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from soma_det.evaluation.chart import draw_domain_chart
-from soma_det.files import atomic_path, write_text
+from soma_det.utils.files import atomic_path, write_text
 
 RESULTS_FILE, TABLES_FILE, CHART_FILE = "results.json", "results.md", "results.png"
 COCO_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -218,7 +218,7 @@ def _split_table(summary: WeatherSummary, tablefmt: str) -> str:
     relative = [summary.voc_ap50.relative, summary.coco_ap.relative]
     rows.append(["mean of unseen", "", "", "", *map(_score, means), *blank])
     rows.append(["relative performance under shift", "", "", "", *(_score(r, unit=" %") for r in relative), *blank])
-    headers = ["split", "", "pictures", "boxes", "VOC AP50", *COCO_COLUMNS]
+    headers = ["split", "", "images", "boxes", "VOC AP50", *COCO_COLUMNS]
     align = ["left", "left"] + ["right"] * (len(headers) - 2)
     return tabulate(rows, headers, tablefmt=tablefmt, colalign=align, disable_numparse=True)
 

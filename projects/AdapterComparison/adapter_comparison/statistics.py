@@ -1,0 +1,138 @@
+"""What several trainings say together: means, standard deviations, and paired differences with their uncertainty.
+
+A training's scores are a dict of split -> score, 0 to 100. Everything here also takes a whole series of scores in the
+place of each number, as resampling gives them.
+"""
+
+import warnings
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+UNSEEN, RELATIVE = "unseen", "relative"
+CHOOSING, HELD_OUT = "choosing", "held_out"
+LEVEL = 95  # percent, of every interval
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A number in several trainings.
+
+    Attributes:
+        values: seed -> number; without those that do not exist (NaN).
+        mean: NaN without any.
+        sd: sample standard deviation, with n - 1; NaN with fewer than two.
+    """
+
+    values: dict[int, float]
+    mean: float
+    sd: float
+
+
+@dataclass(frozen=True)
+class Difference(Spread):
+    """Score minus the reference's score at the same seed, and the interval of its mean.
+
+    Attributes:
+        interval: (low, high) from :func:`bootstrap_interval`; NaN with fewer than two seeds, which tell nothing of how
+            trainings vary, or where nothing could be resampled.
+    """
+
+    interval: tuple[float, float]
+
+
+def summarize_splits(
+    scores: Mapping[str, float | np.ndarray], source: str, validation: str = ""
+) -> dict[str, float | np.ndarray]:
+    """The scores, their mean over the unseen splits, and that mean in percent of the source's score.
+
+    Args:
+        scores: split -> score or (resamples,) scores; NaN where there is none, which a mean leaves out.
+        source: the split whose weather training has seen.
+        validation: the one unseen split by which settings may be chosen, if there is one.
+
+    Returns:
+        the splits, "unseen" and "relative", which is NaN where the source's score is 0; with a validation split also
+        "choosing", the mean over the source and it, and "held_out", the mean over all others.
+    """
+    splits = {name: np.asarray(score, dtype=float) for name, score in scores.items()}
+    reference = splits[source]
+    unseen = _mean_of(splits, set(splits) - {source})
+    relative = np.divide(100 * unseen, reference, out=np.full_like(reference, np.nan), where=reference > 0)
+    summary = {**scores, UNSEEN: unseen[()], RELATIVE: relative[()]}
+    if validation:
+        choosing = {source, validation}
+        summary[CHOOSING] = _mean_of(splits, choosing)[()]
+        summary[HELD_OUT] = _mean_of(splits, set(splits) - choosing)[()]
+    return summary
+
+
+def spread(values: Mapping[int, float]) -> Spread:
+    """Mean and sample standard deviation over seeds."""
+    known = {seed: float(value) for seed, value in values.items() if not np.isnan(value)}
+    numbers = list(known.values())
+    mean = float(np.mean(numbers)) if numbers else float("nan")
+    return Spread(known, mean, float(np.std(numbers, ddof=1)) if len(numbers) > 1 else float("nan"))
+
+
+def paired_difference(
+    scores: Mapping[int, float],
+    reference: Mapping[int, float],
+    resampled: Mapping[int, np.ndarray],
+    resampled_reference: Mapping[int, np.ndarray],
+) -> Difference:
+    """Score minus reference, seed by seed, over the seeds that both have.
+
+    Args:
+        scores, reference: seed -> score.
+        resampled, resampled_reference: seed -> (resamples,) scores on resampled images, in both the same images at
+            the same place.
+    """
+    seeds = [seed for seed in scores if seed in reference]
+    differences = spread({seed: scores[seed] - reference[seed] for seed in seeds})
+    seeds = list(differences.values)
+    if not seeds:
+        return Difference({}, differences.mean, differences.sd, (float("nan"), float("nan")))
+    table = np.stack([resampled[seed] - resampled_reference[seed] for seed in seeds])
+    # Average precision takes maxima, which drawing images anew raises, and more so where it is high: of the resampled
+    # differences only the variation is taken, around those that were measured.
+    table += (np.array([*differences.values.values()]) - _nan_mean(table.T))[:, None]
+    return Difference(differences.values, differences.mean, differences.sd, bootstrap_interval(table))
+
+
+def bootstrap_interval(differences: np.ndarray) -> tuple[float, float]:
+    """The percentile interval of a mean over seeds, with seeds and images both drawn anew in each resample.
+
+    Seeds and images are crossed: each training is tested on all images. Resample b therefore draws one set of
+    images for all trainings, and one set of seeds for all images ("pigeonhole bootstrap": Owen, The pigeonhole
+    bootstrap, Annals of Applied Statistics 1(2), 2007, which finds it slightly conservative).
+
+    Args:
+        differences: (seeds, resamples); column b has the images of resample b already. NaN where a resample has no
+            score; it is left out.
+
+    Returns:
+        (low, high); NaN with fewer than two seeds or without any score.
+    """
+    seeds, resamples = differences.shape
+    if seeds < 2:
+        return float("nan"), float("nan")
+    drawn = np.random.default_rng(0).integers(seeds, size=(resamples, seeds))
+    means = _nan_mean(differences.T[np.arange(resamples)[:, None], drawn].T)
+    tail = (100 - LEVEL) / 2
+    if np.isnan(means).all():
+        return float("nan"), float("nan")
+    low, high = np.nanpercentile(means, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def _mean_of(splits: Mapping[str, np.ndarray], names: Collection[str]) -> np.ndarray:
+    return _nan_mean(np.stack([score for name, score in splits.items() if name in names]))
+
+
+def _nan_mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the first axis of what is not NaN; NaN where all are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # "Mean of empty slice", which is the NaN that is wanted
+        return np.nanmean(values, axis=0)

@@ -1,0 +1,85 @@
+#!/usr/bin/env python
+"""Measure what adaptation costs, against what one would take instead; see --help, or run
+
+python projects/Benchmarks/benchmark.py train
+"""
+
+import argparse
+
+import soma_det  # noqa: F401  (first: makes Detectron2 importable without its compiled extension)
+import torch
+from benchmarks import data, evaluation, infer, init, train
+
+BENCHMARKS = {"train": train, "infer": infer, "init": init, "data": data, "eval": evaluation}
+ROUNDS = {"train": 15, "infer": 15, "init": 3, "data": 9, "eval": 1}
+EXAMPLES = """
+Training step of ViT-S at 384 pixels, all contestants (the default):
+    python projects/Benchmarks/benchmark.py train
+
+The smaller ViT, only the contestants that the limits are about, more rounds:
+    python projects/Benchmarks/benchmark.py train --vit ti --pixels 256 --contestants biases soma peft_lora --rounds 60
+
+A whole detector, and the recipe's size on a GPU:
+    python projects/Benchmarks/benchmark.py train --detector
+    python projects/Benchmarks/benchmark.py train --vit l --pixels 1024 --device cuda --dtype bfloat16
+
+Inference after merging, start-up of ViT-L, loading, and the COCO metric:
+    python projects/Benchmarks/benchmark.py infer
+    python projects/Benchmarks/benchmark.py init --vit l
+    python projects/Benchmarks/benchmark.py data
+    python projects/Benchmarks/benchmark.py eval --output output/benchmark/eval.json
+
+Contestants take turns in one process and in random order; times are medians over rounds, and a ratio is the median of
+the rounds' ratios. All figures are printed as a table and written as json. Without a GPU each takes minutes at most.
+"""
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        description="Speed and memory.", epilog=f"Examples:\n{EXAMPLES}", formatter_class=formatter
+    )
+    commands = parser.add_subparsers(dest="benchmark", required=True, metavar="{" + ",".join(BENCHMARKS) + "}")
+    for name, module in BENCHMARKS.items():
+        command = commands.add_parser(name, help=module.__doc__, description=module.__doc__)
+        command.add_argument("--rounds", type=int, default=ROUNDS[name], help="default: %(default)s")
+        command.add_argument(
+            "--seed", type=int, default=0, help="of weights, images and orders (default: %(default)s)"
+        )
+        command.add_argument("--output", help="json file (default: output/benchmark/<benchmark>.json)")
+        if name in ("train", "infer", "init"):
+            _add_model_arguments(command, name)
+        module.add_arguments(command)
+    args = parser.parse_args(argv)
+    if args.rounds < 1:
+        parser.error(f"--rounds is {args.rounds}: give 1 or more")
+    if getattr(args, "device", "cpu") == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: this PyTorch finds no GPU")
+    return args
+
+
+def _add_model_arguments(command: argparse.ArgumentParser, name: str) -> None:
+    size = "l" if name == "init" else "s"
+    command.add_argument("--vit", default=size, help="ti, s, b, l or a timm ViT (default: %(default)s)")
+    command.add_argument("--rank", type=int, default=16, help="default: %(default)s")
+    command.add_argument("--pixels", type=int, default=384, help="height and width (default: %(default)s)")
+    if name == "init":
+        return
+    command.add_argument("--batch", type=int, default=2, help="images (default: %(default)s)")
+    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
+    dtypes = ("float32", "bfloat16", "float16")
+    command.add_argument("--dtype", choices=dtypes, default="float32", help="of autocast (default: %(default)s)")
+    command.add_argument("--compile", action="store_true", help="with torch.compile")
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    torch.manual_seed(args.seed)
+    output = args.output or f"output/benchmark/{args.benchmark}.json"
+    report = BENCHMARKS[args.benchmark].run(args)
+    report.save(output)
+    print(f"{report.text()}\n\nAlso in {output}.")
+
+
+if __name__ == "__main__":
+    main()

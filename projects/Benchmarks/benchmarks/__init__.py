@@ -1,0 +1,1 @@
+"""The parts of projects/Benchmarks/benchmark.py."""

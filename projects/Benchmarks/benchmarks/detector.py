@@ -1,0 +1,46 @@
+"""A detector and images for it, without any file."""
+
+from pathlib import Path
+
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from torch import nn
+
+from benchmarks.contestants import SIZES
+from soma_det.config import setup_cfg
+
+CONFIG = Path(__file__).parents[3] / "configs" / "Base-SoMA.yaml"
+OBJECTS = 8  # ground-truth boxes in an image
+
+
+def build_detector(size: str, pixels: int) -> nn.Module:
+    """The Faster R-CNN of configs/Base-SoMA.yaml on a plain ViT with random weights, nothing adapted."""
+    options = {
+        "MODEL.DEVICE": "cpu",
+        "MODEL.VIT.NAME": SIZES.get(size, size),
+        "MODEL.VIT.WEIGHTS": "",
+        "MODEL.VIT.IMG_SIZE": [pixels, pixels],
+        "MODEL.VIT.FROZEN_BLOCKS": 0,
+        "MODEL.ADAPTER.NAME": "full",
+    }
+    model = build_model(setup_cfg(str(CONFIG), [word for pair in options.items() for word in pair]))
+    model.backbone.vit.model.adapter_name = None  # as "full" leaves it plain
+    return model
+
+
+def random_images(count: int, pixels: int, seed: int, labeled: bool) -> list[dict]:
+    """Noise (3, H, W) uint8, in Detectron2's form, with boxes where they are wanted."""
+    generator = torch.Generator().manual_seed(seed)
+    samples = []
+    for _ in range(count):
+        image = torch.randint(0, 256, (3, pixels, pixels), generator=generator, dtype=torch.uint8)
+        sample = {"image": image, "height": pixels, "width": pixels}
+        if labeled:
+            corner = torch.rand(OBJECTS, 2, generator=generator) * pixels * 0.7
+            extent = (torch.rand(OBJECTS, 2, generator=generator) * 0.2 + 0.05) * pixels
+            classes = torch.randint(0, 7, (OBJECTS,), generator=generator)
+            boxes = Boxes(torch.cat([corner, corner + extent], dim=1))
+            sample["instances"] = Instances((pixels, pixels), gt_boxes=boxes, gt_classes=classes)
+        samples.append(sample)
+    return samples

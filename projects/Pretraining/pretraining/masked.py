@@ -1,0 +1,97 @@
+"""Masked prediction around a timm ViT: of what an image shows, or of what a teacher makes of it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from pretraining.encoder import CropEncoder, positions, take
+from pretraining.mimetic import mimetic_init
+from pretraining.objectives import TARGETS
+
+
+class MaskedPrediction(CropEncoder):
+    """Sees a share of the patches of an image and predicts what its subclass wants to know of all of them.
+
+    The ViT computes on the seen patches only; a light decoder then gets a learned token for every other one. The seen
+    patches count too, unlike in He et al.: what is predicted of them is something else than their pixels.
+
+    Source: He et al., Masked Autoencoders Are Scalable Vision Learners, 2021 (arXiv 2111.06377).
+
+    Args:
+        vit: a timm VisionTransformer with absolute position embeddings; trained in place.
+        outputs: numbers to predict of each patch.
+        mask_ratio: share of the patches that are hidden.
+        width, depth: of the decoder.
+
+    Raises:
+        ValueError: see CropEncoder; or the share is no share.
+    """
+
+    def __init__(self, vit: nn.Module, outputs: int, mask_ratio: float = 0.75, width: int = 128, depth: int = 2):
+        super().__init__(vit)
+        if not 0.0 < mask_ratio < 1.0:
+            raise ValueError(f"The share of hidden patches is {mask_ratio}: it has to lie between 0 and 1.")
+        self.mask_ratio = mask_ratio
+        self.embed = nn.Linear(vit.embed_dim, width)
+        self.mask_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.register_buffer("decoder_positions", positions(self.grid, width), persistent=False)
+        self.decoder = nn.Sequential(*(Block(width, num_heads=4, qkv_bias=True) for _ in range(depth)))
+        mimetic_init(self.decoder)
+        self.predict = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, outputs))
+
+    def wanted(self, images: Tensor, window: Tensor) -> Tensor:
+        """What is to be predicted: images (N, 3, H, W) in 0 to 255, window (N, patches) -> (N, patches, outputs)."""
+        raise NotImplementedError
+
+    def prepare(
+        self, crop: np.ndarray, _others: Sequence[np.ndarray], rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """noise (patches,): the patches of the smallest values are seen."""
+        patches = crop.shape[0] // self.patch * (crop.shape[1] // self.patch)
+        return {"noise": rng.random(patches, dtype=np.float32)}
+
+    def forward(self, images: Tensor, places: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """The mean squared error of all patches, from images (N, 3, H, W) in 0 to 255, places (N, 2) and noise (N * patches,)."""
+        order = noise.view(len(images), -1).argsort(dim=1)
+        seen = max(1, round(order.shape[1] * (1.0 - self.mask_ratio)))
+        window = self.windows(images, places)
+        tokens = self.encode(images, window, order[:, :seen])
+        prediction = self._decode(tokens, window, order)
+        wanted = take(self.wanted(images, window), order)
+        return {"loss_masked": (prediction.float() - wanted).square().mean()}
+
+    def _decode(self, tokens: Tensor, window: Tensor, order: Tensor) -> Tensor:
+        """-> (N, patches, outputs), patches in the order of ``order`` (N, patches), the seen ones first."""
+        embedded = self.embed(tokens)
+        seen = embedded.shape[1]
+        hidden = self.mask_token.to(embedded.dtype).expand(len(order), order.shape[1] - seen, -1)
+        places = self.decoder_positions[0][window.gather(1, order)]
+        decoded = self.decoder(torch.cat([embedded, hidden], dim=1) + places)
+        return self.predict(decoded)
+
+
+class MaskedAutoencoder(MaskedPrediction):
+    """Predicts what the patches look like.
+
+    Args:
+        target: a key of TARGETS.
+        others: see MaskedPrediction.
+
+    Raises:
+        ValueError: see MaskedPrediction; or the target is unknown.
+    """
+
+    def __init__(self, vit: nn.Module, target: str, *others, **options):
+        if target not in TARGETS:
+            raise ValueError(f"Unknown target {target!r}: choose one of {', '.join(TARGETS)}.")
+        patch = vit.patch_embed.patch_size[0]
+        outputs = TARGETS[target](torch.zeros(1, 3, patch, patch), patch).shape[-1]
+        super().__init__(vit, outputs, *others, **options)
+        self.target = TARGETS[target]
+
+    def wanted(self, images: Tensor, _window: Tensor) -> Tensor:
+        """See MaskedPrediction."""
+        return self.target(images / 255.0, self.patch)

@@ -1,0 +1,260 @@
+"""Loaders for training and evaluation. The stream of training images depends on nothing but the seed.
+
+Every image of the training stream has a position: iteration k of a run with batches of B images in all processes
+together consists of positions k B to (k + 1) B - 1. Which image that is and how it is augmented follows from the seed
+and the position alone. So a run goes on exactly where it stopped, with any number of worker processes.
+"""
+
+import contextlib
+import logging
+import random
+from typing import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetFromList, DatasetMapper, MapDataset
+from detectron2.data.build import get_detection_dataset_dicts, trivial_batch_collator
+from detectron2.data.samplers import InferenceSampler
+from detectron2.utils import comm
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+
+from soma_det.utils.machine import use_one_core
+
+from soma_det.data.transforms.augmentation import build_test_augmentation, build_train_augmentation
+from soma_det.data.datasets.register import check_data_exists
+from soma_det.data.datasets.voc_xml import UNREADABLE_IMAGE
+
+logger = logging.getLogger(__name__)
+
+MAX_UNREADABLE_IN_A_ROW = 20
+
+
+def build_train_loader(cfg: CfgNode) -> "TrainLoader":
+    """The training stream of DATASETS.TRAIN, in batches of SOLVER.IMS_PER_BATCH images over all processes.
+
+    Raises:
+        FileNotFoundError: a data set of DATASETS.TRAIN, or one of DATASETS.TEST, is not on disk.
+        ValueError: DATASETS.TRAIN is empty, the processes cannot share a batch equally, or a setting of INPUT is wrong.
+    """
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError("DATASETS.TRAIN is empty: name at least one data set to train on.")
+    check_data_exists([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    records = get_detection_dataset_dicts(
+        list(cfg.DATASETS.TRAIN), filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    )
+    return TrainLoader(
+        records,
+        WeatherMapper(cfg, is_train=True),
+        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        seed=_shared_seed(cfg.SEED),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
+    """Every image of a data set once, shared by the processes; an unreadable one is an error.
+
+    Batches have up to TEST.BATCH_SIZE images, all of one size: none is padded for the sake of another, so that the
+    batch size changes no result.
+    """
+    records = get_detection_dataset_dicts([dataset_name], filter_empty=False)
+    sizes = [(record.get("height"), record.get("width")) for record in records]
+    return DataLoader(
+        MapDataset(DatasetFromList(records, copy=False), WeatherMapper(cfg, is_train=False)),
+        batch_sampler=equal_size_batches(InferenceSampler(len(records)), sizes, cfg.TEST.BATCH_SIZE),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=trivial_batch_collator,
+    )
+
+
+def equal_size_batches(indices: Iterable[int], sizes: Sequence[tuple], limit: int) -> list[list[int]]:
+    """Cut a sequence of indices into runs of at most ``limit`` whose sizes are equal; the order stays.
+
+    Args:
+        sizes: (height, width) of each index, pixels; (None, None) where unknown, which makes a batch of its own.
+    """
+    batches: list[list[int]] = []
+    for index in indices:
+        last = batches[-1] if batches else []
+        if 0 < len(last) < limit and None not in sizes[index] and sizes[index] == sizes[last[0]]:
+            last.append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+class UnreadableImageError(OSError):
+    """An image file that is missing, cut short or broken; the message names it."""
+
+
+class WeatherMapper(DatasetMapper):
+    """Detectron2's mapper with this project's augmentations; unreadable images raise one kind of error.
+
+    Returns, for a record in Detectron2's standard format, a dict with image (3, H, W) as a uint8 tensor, file_name,
+    image_id, height and width (pixels, of the file), and in training instances with gt_boxes (N, 4) in pixels of
+    ``image`` and gt_classes (N,). Boxes that the crop cuts away are gone; N can be 0.
+    """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
+        """The keyword arguments that the config stands for."""
+        if not is_train:
+            augmentations = build_test_augmentation(min_size=cfg.INPUT.MIN_SIZE_TEST, max_size=cfg.INPUT.MAX_SIZE_TEST)
+        elif cfg.INPUT.RANDOM_FLIP not in ("horizontal", "none"):
+            raise ValueError(f'INPUT.RANDOM_FLIP is {cfg.INPUT.RANDOM_FLIP!r}: choose "horizontal" or "none".')
+        else:
+            augmentations = build_train_augmentation(
+                scale_range=cfg.INPUT.AUGMENTATION.SCALE_RANGE,
+                crop_size=cfg.INPUT.AUGMENTATION.CROP_SIZE,
+                photometric=cfg.INPUT.AUGMENTATION.PHOTOMETRIC,
+                flip=cfg.INPUT.RANDOM_FLIP == "horizontal",
+            )
+        return dict(is_train=is_train, augmentations=augmentations, image_format=cfg.INPUT.FORMAT)
+
+    def __call__(self, dataset_dict: dict) -> dict:
+        """
+        Raises:
+            UnreadableImageError: the image cannot be read.
+        """
+        try:
+            return super().__call__(dataset_dict)
+        except UNREADABLE_IMAGE as error:
+            raise UnreadableImageError(f"Cannot read the image {dataset_dict['file_name']}: {error}") from error
+
+
+class TrainLoader:
+    """Endless batches, each a list of mapped images, starting at iteration ``start_iteration``.
+
+    Nothing is read, and no worker process started, before the first batch is asked for: Detectron2's trainer makes its
+    iterator before it knows at which iteration a resumed training goes on. Set ``start_iteration`` until then.
+
+    Args:
+        records: Detectron2 standard dicts.
+        mapper: turns a record into a model's input; raises UnreadableImageError for those to be left out.
+        total_batch_size: images in an iteration over all processes; each process gets an equal share.
+        seed: not negative, and the same in all processes.
+        num_workers: worker processes that read and augment; 0 for none.
+    """
+
+    def __init__(
+        self,
+        records: list[dict],
+        mapper: Callable[[dict], dict],
+        *,
+        total_batch_size: int,
+        seed: int,
+        num_workers: int = 0,
+    ):
+        world_size = comm.get_world_size()
+        if total_batch_size < 1 or total_batch_size % world_size:
+            raise ValueError(
+                f"SOLVER.IMS_PER_BATCH is {total_batch_size}, which {world_size} processes cannot share equally: set "
+                f"it to a multiple of {world_size}, or change the number of processes."
+            )
+        self.total_batch_size = total_batch_size
+        self.seed = seed
+        self.num_workers = num_workers
+        self.start_iteration = 0  # iterations that are done already
+        self.skipped = 0  # unreadable images met by this process since it started
+        # DatasetFromList keeps the records serialized, so that workers share their memory.
+        self.dataset = _StreamDataset(DatasetFromList(records, copy=False), mapper, seed)
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        sampler = PositionSampler(
+            len(self.dataset),
+            self.seed,
+            start=self.start_iteration * self.total_batch_size + comm.get_rank(),
+            step=comm.get_world_size(),
+        )
+        # Not Detectron2's build_batch_data_loader: some of its versions let each worker fill its own batches, so that
+        # what is in a batch would depend on the number of workers.
+        batches = DataLoader(
+            self.dataset,
+            batch_sampler=BatchSampler(sampler, self.total_batch_size // comm.get_world_size(), drop_last=True),
+            num_workers=self.num_workers,
+            collate_fn=trivial_batch_collator,
+            worker_init_fn=use_one_core,
+            generator=torch.Generator(),  # or it would draw from, and so move on, the model's random numbers
+        )
+        for batch in batches:
+            self._log_skipped(batch)
+            yield batch
+
+    def _log_skipped(self, batch: list[dict]) -> None:
+        for sample in batch:
+            for message in sample.pop("skipped_files"):
+                self.skipped += 1
+                logger.warning(f"{message}. Took the next image instead; {self.skipped} left out so far.")
+
+
+class PositionSampler(Sampler):
+    """Endless (position, index) pairs for the positions start, start + step, start + 2 step, ...
+
+    Position p is in epoch p // size, in which every index comes once, in an order that follows from seed and epoch.
+    """
+
+    def __init__(self, size: int, seed: int, *, start: int = 0, step: int = 1):
+        self.size, self.seed, self.start, self.step = size, seed, start, step
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch, order = -1, []
+        position = self.start
+        while True:
+            if position // self.size != epoch:
+                epoch = position // self.size
+                generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
+                order = torch.randperm(self.size, generator=generator).tolist()
+            yield position, order[position % self.size]
+            position += self.step
+
+
+class _StreamDataset(Dataset):
+    """Maps (position, index) to an augmented image; unreadable ones are replaced by the next that can be read."""
+
+    def __init__(self, records: Dataset, mapper: Callable[[dict], dict], seed: int):
+        self.records, self.mapper, self.seed = records, mapper, seed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        position, index = key
+        skipped = []
+        while len(skipped) < MAX_UNREADABLE_IN_A_ROW:
+            try:
+                with _seeded(_mix(self.seed, position)):
+                    sample = self.mapper(self.records[(index + len(skipped)) % len(self)])
+            except UnreadableImageError as error:
+                skipped.append(str(error))
+            else:
+                return {**sample, "skipped_files": skipped}
+        raise UnreadableImageError(f"{len(skipped)} images in a row are unreadable. The first: {skipped[0]}")
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Random numbers of random, numpy and torch (CPU) from ``seed`` inside; as if nothing had been drawn afterwards."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def _mix(seed: int, number: int) -> int:
+    """A 32-bit seed from a run's seed and an epoch or position: neighbors give unrelated random numbers."""
+    return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+
+
+def _shared_seed(seed: int) -> int:
+    if seed >= 0:
+        return seed
+    seed = comm.shared_random_seed()
+    logger.info(f"SEED is negative: drew {seed}. To resume this run exactly, or to repeat it, set SEED to {seed}.")
+    return seed

@@ -1,0 +1,215 @@
+"""Loads data sets in the layout of Diverse Weather: one Pascal VOC devkit for each weather domain.
+
+    <root>/<domain>/VOC2007/{Annotations/<id>.xml, ImageSets/Main/<split>.txt, JPEGImages/<id>.jpg}
+
+Diverse Weather: Wu and Deng, "Single-Domain Generalized Object Detection in Urban Scene via Cyclic-Disentangled
+Self-Distillation", CVPR 2022, https://github.com/AmingWu/Single-DGOD. Nothing is ever written below <root>.
+"""
+
+import logging
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Iterable, Sequence
+
+from detectron2.structures import BoxMode
+from detectron2.utils import comm
+from tqdm import tqdm
+
+from soma_det.data.datasets.voc_xml import UNREADABLE_IMAGE, BrokenAnnotationError, image_size, read_objects, to_detectron2_box
+
+logger = logging.getLogger(__name__)
+
+DEVKIT = "VOC2007"
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+MAX_SKIPPED_SHARE = 0.01  # of the listed images; above it the copy is taken for incomplete
+REMEDY = (
+    "Set DATASETS.WEATHER.ROOT, or DETECTRON2_DATASETS to the folder above diverseWeather; "
+    "datasets/README.md says how to get and prepare the data."
+)
+
+
+def load_voc_domain(root: str | Path, domain: str, split: str, classes: Sequence[str]) -> list[dict]:
+    """Load one split of one weather domain as Detectron2 standard dicts.
+
+    Args:
+        root: the folder that holds the domains.
+        domain: a domain's name; case, hyphens, underscores and spaces of the folder's name do not matter.
+        split: a list in ``ImageSets/Main``, without ".txt".
+        classes: class names in the order of their category ids; objects of other classes are left out and counted.
+
+    Returns:
+        a dict for each listed image that has an image and an annotation file: file_name, image_id (the file's stem),
+        height, width (pixels, after EXIF orientation), annotations (bbox in BoxMode.XYXY_ABS, category_id).
+        What was repaired, left out or skipped is logged in one line.
+
+    Raises:
+        FileNotFoundError: the root, the domain's folder or the list does not exist.
+        OSError: more than 1 percent of the listed images had to be skipped.
+        ValueError: the list is empty, or no object is of a known class.
+    """
+    list_file = find_list(root, domain, split)
+    report = LoadReport(name=f"{domain}/{split} in {root}")
+    ids = _read_list(list_file, report)
+    reader = _DevkitReader(list_file.parents[2], classes, report)
+    logger.info(f"Reading {len(ids)} annotation files of {report.name} ...")
+    show = None if comm.is_main_process() else True  # None: only where stderr is a terminal
+    progress = tqdm(ids, desc=f"{domain}/{split}", unit="file", delay=3, disable=show)
+    records = [record for image_id in progress if (record := reader.read(image_id)) is not None]
+    report.check(classes)
+    report.log()
+    return records
+
+
+def find_list(root: str | Path, domain: str, split: str) -> Path:
+    """The file that lists the images of a split.
+
+    Raises:
+        FileNotFoundError: naming what is missing, what is there instead, and the remedy.
+    """
+    main = find_domain_folder(root, domain) / DEVKIT / "ImageSets" / "Main"
+    path = main / f"{split}.txt"
+    if not path.is_file():
+        there = sorted(entry.name for entry in main.glob("*.txt")) if main.is_dir() else "no such folder"
+        raise FileNotFoundError(f"Domain {domain!r} has no list {path}; in {main}: {there}. {REMEDY}")
+    return path
+
+
+def find_domain_folder(root: str | Path, domain: str) -> Path:
+    """The folder of a domain below ``root``, e.g. Night-Sunny for night_sunny.
+
+    Raises:
+        FileNotFoundError: ``root`` or the domain's folder does not exist.
+        ValueError: several folders could be meant and none has exactly the domain's name.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"The data root {root.absolute()} does not exist. {REMEDY}")
+    if (root / domain).is_dir():
+        return root / domain
+    folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    matches = [name for name in folders if _letters(name) == _letters(domain)]
+    if len(matches) > 1:
+        raise ValueError(f"Domain {domain!r} could be any of {matches} in {root}: rename the right one to {domain!r}.")
+    if not matches:
+        raise FileNotFoundError(f"There is no folder for domain {domain!r} in {root}, only {folders}. {REMEDY}")
+    return root / matches[0]
+
+
+@dataclass
+class LoadReport:
+    """What a split holds, and what was wrong with it."""
+
+    name: str
+    listed: int = 0  # images
+    boxes: Counter = field(default_factory=Counter)  # class name: boxes kept
+    unknown: Counter = field(default_factory=Counter)  # class name: objects left out
+    faults: Counter = field(default_factory=Counter)  # kind: objects or list entries
+    skipped: dict[str, list[str]] = field(default_factory=dict)  # kind: image ids
+
+    def check(self, classes: Sequence[str]) -> None:
+        """Raise if too much was skipped or no box is left; see :func:`load_voc_domain`."""
+        count = sum(map(len, self.skipped.values()))
+        if count > MAX_SKIPPED_SHARE * self.listed:
+            raise OSError(
+                f"{count} of the {self.listed} images listed for {self.name} cannot be used, more than "
+                f"{MAX_SKIPPED_SHARE:.0%}: {self._skipped_words()}. The copy seems incomplete: unpack it again, or "
+                "take these names off the list."
+            )
+        if not self.boxes:
+            raise ValueError(
+                f"No object of {self.name} is of the classes {list(classes)}. Classes found: {_counts(self.unknown)}. "
+                "Set DATASETS.WEATHER.CLASSES to the names in the annotation files."
+            )
+
+    def log(self) -> None:
+        """Log the whole report in one line, as a warning if images were skipped or classes left out."""
+        count = sum(map(len, self.skipped.values()))
+        words = [f"{self.name}: {self.listed - count} images, {self.boxes.total()} boxes ({_counts(self.boxes)})"]
+        if count:
+            words.append(f"SKIPPED {count} images: {self._skipped_words()}")
+        if self.unknown:
+            words.append(f"left out, not in DATASETS.WEATHER.CLASSES: {_counts(self.unknown)}")
+        if +self.faults:
+            words.append(f"repaired or dropped: {_counts(self.faults)}")
+        logger.log(logging.WARNING if count or self.unknown else logging.INFO, "; ".join(words))
+
+    def _skipped_words(self) -> str:
+        return ", ".join(
+            f"{len(ids)} {kind} ({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''})"
+            for kind, ids in sorted(self.skipped.items())
+        )
+
+
+class _DevkitReader:
+    """Reads images of one devkit by id and keeps the report."""
+
+    def __init__(self, devkit: Path, classes: Sequence[str], report: LoadReport):
+        self.annotations = devkit / "Annotations"
+        self.images = devkit / "JPEGImages"
+        self.category_ids = {name: index for index, name in enumerate(classes)}
+        self.report = report
+        self.files = _image_files(self.images)  # one listing instead of a look-up for each image and suffix
+
+    def read(self, image_id: str) -> dict | None:
+        """The record of an image, or None if it has to be skipped."""
+        if image_id not in self.files:
+            return self._skip("without an image", image_id)
+        path = self.images / self.files[image_id]
+        try:
+            width, height = image_size(path)
+        except UNREADABLE_IMAGE:
+            return self._skip("with an unreadable image", image_id)
+        try:
+            objects = read_objects(self.annotations / f"{image_id}.xml", self.report.faults)
+        except BrokenAnnotationError:
+            return self._skip("with a broken annotation file", image_id)
+        except OSError:
+            return self._skip("without a readable annotation file", image_id)
+        annotations = list(self._annotations(objects, width, height))
+        return dict(file_name=str(path), image_id=image_id, height=height, width=width, annotations=annotations)
+
+    def _annotations(self, objects: list[tuple[str, tuple]], width: int, height: int) -> Iterable[dict]:
+        for name, written_box in objects:
+            if name not in self.category_ids:
+                self.report.unknown[name] += 1
+                continue
+            box = to_detectron2_box(written_box, width, height, self.report.faults)
+            if box is not None:
+                self.report.boxes[name] += 1
+                yield dict(bbox=box, bbox_mode=BoxMode.XYXY_ABS, category_id=self.category_ids[name])
+
+    def _skip(self, kind: str, image_id: str) -> None:
+        self.report.skipped.setdefault(kind, []).append(image_id)
+
+
+def _read_list(path: Path, report: LoadReport) -> list[str]:
+    """The image ids of a list, each once: it is the key under which evaluators look ground truth up."""
+    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    lines = [line for line in lines if line]
+    ids = list(dict.fromkeys(lines))
+    if not ids:
+        raise ValueError(f"The list {path} names no images. {REMEDY}")
+    report.listed = len(ids)
+    report.faults["repeated list entries"] += len(lines) - len(ids)
+    return ids
+
+
+def _image_files(folder: Path) -> dict[str, str]:
+    """File names by stem; where several images share a stem, the suffix that comes first in IMAGE_SUFFIXES wins."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"The folder of images {folder} does not exist. {REMEDY}")
+    names = [(os.path.splitext(name), name) for name in sorted(os.listdir(folder))]
+    names = [(stem, suffix.lower(), name) for (stem, suffix), name in names if suffix.lower() in IMAGE_SUFFIXES]
+    names.sort(key=lambda entry: IMAGE_SUFFIXES.index(entry[1]), reverse=True)  # so that the preferred come last
+    return {stem: name for stem, _, name in names}
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[-_ ]", "", name).casefold()
+
+
+def _counts(counter: Counter) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counter.most_common() if count) or "none"

@@ -1,0 +1,226 @@
+"""Registers data sets in Detectron2's catalogs: weather domains in VOC layout, and COCO json files.
+
+Registering reads no annotations and needs no data on disk, except that the files of DATASETS.COCO_JSON must exist.
+"""
+
+import difflib
+import functools
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import NamedTuple, Sequence
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+
+from soma_det.data.datasets.diverse_weather import DEVKIT, find_domain_folder, find_list, load_voc_domain
+
+SPLITS = ("train", "test")  # registered in any case, so that a missing list is reported when it is asked for
+
+COCO_KEYS = {
+    "images": ("id", "file_name", "height", "width"),
+    "categories": ("id", "name"),
+    "annotations": ("id", "image_id", "category_id", "bbox"),
+}
+
+_registered: dict[str, tuple] = {}  # name: what this module registered under it
+
+
+class WeatherSource(NamedTuple):
+    """Where a weather data set comes from: the arguments of load_voc_domain."""
+
+    root: str
+    domain: str
+    split: str
+    classes: tuple[str, ...]
+
+
+def register_from_config(cfg: CfgNode) -> None:
+    """Register DATASETS.WEATHER and DATASETS.COCO_JSON, and check DATASETS.TRAIN and DATASETS.TEST against them.
+
+    Raises:
+        FileNotFoundError: a file or folder of DATASETS.COCO_JSON does not exist.
+        ValueError: an entry of DATASETS.COCO_JSON is malformed; a name in TRAIN or TEST is not registered; or a data
+            set has another number of classes than the model, or other classes than the first.
+    """
+    weather = cfg.DATASETS.WEATHER
+    names = register_weather_datasets(weather.PREFIX, weather_root(weather.ROOT), weather.DOMAINS, weather.CLASSES)
+    for entry in cfg.DATASETS.COCO_JSON:
+        if not isinstance(entry, (list, tuple)) or len(entry) != 3:
+            raise ValueError(
+                f"DATASETS.COCO_JSON has the entry {entry!r}: write [name, json file, folder of images]."
+            )
+        register_coco_json(*entry)
+        names.append(entry[0])
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        _check_registered(name, names)
+        _check_classes(name, cfg)
+    _require_same_classes([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+
+
+def weather_root(root: str = "") -> str:
+    """The folder of the domains: ``root``, or $DETECTRON2_DATASETS/diverseWeather ("datasets" if that is not set)."""
+    return root or os.path.join(os.environ.get("DETECTRON2_DATASETS", "datasets"), "diverseWeather")
+
+
+def register_weather_datasets(prefix: str, root: str, domains: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """Register ``<prefix>_<domain>_<split>`` for the splits train, test and whatever lists the domains have on disk.
+
+    The annotations are read when a data set is first asked for, and once in a process. Registering again with the same
+    arguments does nothing; with other arguments it replaces what was there.
+
+    Args:
+        prefix: first part of the names.
+        root: the folder that holds the domains, see :mod:`soma_det.data.datasets.diverse_weather`.
+        domains: domains, spelled as the names shall be.
+        classes: class names in the order of their category ids.
+
+    Returns:
+        the names.
+
+    Raises:
+        ValueError: no domain, no class, a class twice, or a name that another package has registered.
+    """
+    if not domains or not classes or len(set(classes)) < len(classes):
+        raise ValueError(f"DATASETS.WEATHER needs domains and distinct classes; got {list(domains)}, {list(classes)}.")
+    root, classes = os.path.abspath(root), tuple(classes)
+    names = []
+    for domain in domains:
+        for split in dict.fromkeys((*SPLITS, *_splits_on_disk(root, domain))):
+            names.append(f"{prefix}_{domain}_{split}")
+            source = WeatherSource(root, domain, split, classes)
+            if _make_room(names[-1], source):
+                DatasetCatalog.register(names[-1], functools.partial(_load_weather, source))
+                MetadataCatalog.get(names[-1]).set(
+                    thing_classes=list(classes), domain=domain, split=split, evaluator_type="weather"
+                )
+    return names
+
+
+def register_coco_json(name: str, json_file: str, image_root: str) -> None:
+    """Register a data set with annotations in one COCO json file.
+
+    The file is read here, so that a broken one is found before a training and not at its first evaluation.
+
+    Raises:
+        FileNotFoundError: the file or the folder does not exist.
+        ValueError: the file is no COCO json, or the name is taken.
+    """
+    for path, exists in ((json_file, os.path.isfile), (image_root, os.path.isdir)):
+        if not exists(path):
+            raise FileNotFoundError(
+                f"Data set {name!r}: {os.path.abspath(path)} does not exist. See DATASETS.COCO_JSON."
+            )
+    if not _make_room(name, (json_file, image_root, os.stat(json_file).st_mtime_ns)):
+        return
+    classes = _read_coco_classes(name, json_file)
+    register_coco_instances(name, {"thing_classes": classes}, json_file, image_root)
+
+
+def check_data_exists(names: Sequence[str]) -> None:
+    """Raise a FileNotFoundError if the list of one of these weather data sets is missing; reads no annotations.
+
+    For the start of a training: a test set that is not there would otherwise be noticed at the first evaluation.
+    """
+    for name in names:
+        source = _registered.get(name)
+        if isinstance(source, WeatherSource):
+            find_list(source.root, source.domain, source.split)
+
+
+def _load_weather(source: WeatherSource) -> list[dict]:
+    return pickle.loads(_load_weather_once(source))
+
+
+@functools.lru_cache(maxsize=None)
+def _load_weather_once(source: WeatherSource) -> bytes:
+    # Detectron2 asks for a data set each time it builds a loader or an evaluator. Kept as bytes, the records take a
+    # fraction of the memory, forked loader workers do not copy them page by page, and every caller gets its own.
+    return pickle.dumps(load_voc_domain(*source), protocol=-1)
+
+
+def _splits_on_disk(root: str, domain: str) -> list[str]:
+    try:
+        main = find_domain_folder(root, domain) / DEVKIT / "ImageSets" / "Main"
+    except FileNotFoundError:  # reported, with a remedy, when the data set is asked for
+        return []
+    return sorted(path.stem for path in main.glob("*.txt"))
+
+
+def _make_room(name: str, source: tuple) -> bool:
+    """Whether ``name`` is free for ``source``, after removing what this module had registered there before."""
+    if _registered.get(name) == source and name in DatasetCatalog:
+        return False
+    if name in DatasetCatalog:
+        if name not in _registered:
+            raise ValueError(f"A data set {name!r} exists already: choose another name (or DATASETS.WEATHER.PREFIX).")
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    _registered[name] = source
+    return True
+
+
+def _read_coco_classes(name: str, json_file: str) -> list[str]:
+    """The class names by rising category id, as Detectron2's load_coco_json numbers them."""
+    try:
+        content = json.loads(Path(json_file).read_text(encoding="utf-8"))
+        fault = _find_coco_fault(content)
+    except ValueError as error:  # also what is no UTF-8
+        fault = f"no valid json: {error}"
+    if fault:
+        raise ValueError(f"Data set {name!r}: {json_file} is not in COCO's format: {fault}.")
+    return [category["name"] for category in sorted(content["categories"], key=lambda category: category["id"])]
+
+
+def _find_coco_fault(content) -> str:
+    """What load_coco_json would stumble over, in words; empty if nothing."""
+    for part, keys in COCO_KEYS.items():
+        entries = content.get(part) if isinstance(content, dict) else None
+        if not isinstance(entries, list) or not (entries or part == "annotations"):
+            return f"it needs a list {part!r}"
+        for index, entry in enumerate(entries):
+            if not isinstance(entry, dict) or any(key not in entry for key in keys):
+                return f"{part}[{index}] needs the keys {', '.join(keys)}"
+        if len({entry["id"] for entry in entries}) < len(entries):
+            return f"some id occurs twice in {part!r}"
+    known = {category["id"] for category in content["categories"]}
+    unknown = {annotation["category_id"] for annotation in content["annotations"]} - known
+    return f"it has boxes of the categories {sorted(unknown)}, which it does not list" if unknown else ""
+
+
+def _check_registered(name: str, names: Sequence[str]) -> None:
+    if name in DatasetCatalog:
+        return
+    near = difflib.get_close_matches(name, list(DatasetCatalog), n=1)
+    raise ValueError(
+        f"DATASETS.TRAIN or DATASETS.TEST names {name!r}, which is not registered."
+        + (f" Did you mean {near[0]!r}?" if near else "")
+        + f" From this config: {', '.join(sorted(names))}. Names are <PREFIX>_<domain>_<list> of DATASETS.WEATHER, or "
+        "those of DATASETS.COCO_JSON."
+    )
+
+
+def _check_classes(name: str, cfg: CfgNode) -> None:
+    head = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
+    number = cfg.MODEL[head].NUM_CLASSES
+    classes = MetadataCatalog.get(name).get("thing_classes") or []  # unknown for data sets registered elsewhere
+    if classes and len(classes) != number:
+        raise ValueError(
+            f"MODEL.{head}.NUM_CLASSES is {number}, but data set {name!r} has {len(classes)} classes: "
+            f"{', '.join(classes)}. Set NUM_CLASSES to {len(classes)}, or change the data set's classes."
+        )
+
+
+def _require_same_classes(names: Sequence[str]) -> None:
+    """A model numbers its classes once: data sets that number them otherwise would be trained and scored wrongly."""
+    classes = {name: MetadataCatalog.get(name).get("thing_classes") for name in names}
+    classes = {name: list(of) for name, of in classes.items() if of}  # unknown for data sets registered elsewhere
+    for name, of in classes.items():
+        first = next(iter(classes))
+        if of != classes[first]:
+            raise ValueError(
+                f"Data set {name!r} has the classes {', '.join(of)}, but {first!r} has {', '.join(classes[first])}: in one "
+                "config all need the same classes in the same order (in a COCO json that of rising category ids)."
+            )

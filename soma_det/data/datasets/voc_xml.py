@@ -1,0 +1,118 @@
+"""Reads one image of a Pascal VOC devkit, with the faults that real annotation files have.
+
+Coordinates in the files are 1-based and inclusive (Everingham et al., "The PASCAL Visual Object Classes Challenge",
+devkit documentation): a box over the whole image of W x H pixels is (1, 1, W, H). Detectron2's boxes are 0-based with
+an exclusive end, so 1 is taken from xmin and ymin only (as detectron2/data/datasets/pascal_voc.py does).
+"""
+
+import math
+from collections import Counter
+from pathlib import Path
+from xml.etree.ElementTree import Element, ParseError
+
+import defusedxml.ElementTree
+from PIL import Image
+
+# What Pillow raises for files that are no images, cut short, or altered.
+UNREADABLE_IMAGE = (OSError, SyntaxError, Image.DecompressionBombError)
+
+EXIF_ORIENTATION = 274
+TURNED_BY_A_QUARTER = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+
+Box = tuple[float, float, float, float]
+
+
+class BrokenAnnotationError(ValueError):
+    """An annotation file that is not well-formed, unsafe (entities), or no VOC annotation."""
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Width and height in pixels as ``detectron2.data.detection_utils.read_image`` will return the image.
+
+    Reads the file's header only, and swaps the sides where the EXIF orientation turns the image by a quarter.
+
+    Raises:
+        one of :data:`UNREADABLE_IMAGE`.
+    """
+    with Image.open(path) as image:
+        width, height = image.size
+        try:
+            orientation = image.getexif().get(EXIF_ORIENTATION)
+        except Exception:  # broken EXIF counts as none, as in read_image: Pillow raises almost anything here
+            orientation = None
+    return (height, width) if orientation in TURNED_BY_A_QUARTER else (width, height)
+
+
+def read_objects(path: str | Path, faults: Counter) -> list[tuple[str, Box]]:
+    """The (class name, box) pairs of an annotation file.
+
+    Boxes are as written: (xmin, ymin, xmax, ymax), 1-based, inclusive.
+
+    Objects without a name or without four finite numbers are left out. Of doubled tags the first counts. Both are
+    counted in ``faults``. The flags "difficult" and "truncated" are not looked at: the weather benchmarks score on full
+    ground truth.
+
+    Raises:
+        OSError: the file does not exist or cannot be opened.
+        BrokenAnnotationError: the file cannot be parsed.
+    """
+    objects = []
+    for element in _parse(path).iterfind("object"):
+        faults["objects with doubled tags"] += _has_doubled_tags(element)
+        name = (element.findtext("name") or "").strip()
+        box = _read_box(element)
+        if name and box is not None:
+            objects.append((name, box))
+        else:
+            faults["objects dropped without a name or box"] += 1
+    return objects
+
+
+def to_detectron2_box(box: Box, width: int, height: int, faults: Counter) -> list[float] | None:
+    """A box of :func:`read_objects` as 0-based (x0, y0, x1, y1) in pixels (BoxMode.XYXY_ABS), inside the image.
+
+    Corners that are turned round are swapped and what lies outside the image is cut off, both counted in ``faults``.
+    None, counted too, if nothing of the box lies inside the image.
+    """
+    xmin, ymin, xmax, ymax = box
+    if xmax < xmin or ymax < ymin:
+        faults["boxes turned round"] += 1
+        xmin, xmax = sorted((xmin, xmax))
+        ymin, ymax = sorted((ymin, ymax))
+    moved = (xmin - 1, ymin - 1, xmax, ymax)
+    x0, y0, x1, y1 = clipped = [min(max(value, 0.0), float(side)) for value, side in zip(moved, (width, height) * 2)]
+    if x1 <= x0 or y1 <= y0:
+        faults["boxes dropped outside the image"] += 1
+        return None
+    faults["boxes cut at the image's edge"] += tuple(clipped) != moved
+    return clipped
+
+
+def _parse(path: str | Path) -> Element:
+    try:
+        root = defusedxml.ElementTree.parse(str(path)).getroot()
+    except (ParseError, ValueError, LookupError) as error:  # ValueError: forbidden entities; LookupError: encodings
+        raise BrokenAnnotationError(f"{path} is no valid XML: {error!r}") from error
+    if root.tag != "annotation":
+        raise BrokenAnnotationError(f"{path} is no VOC annotation: its root is <{root.tag}>, not <annotation>")
+    return root
+
+
+def _read_box(element: Element) -> Box | None:
+    corners = element.find("bndbox")
+    if corners is None:
+        return None
+    try:
+        box = tuple(float(corners.findtext(tag, "")) for tag in ("xmin", "ymin", "xmax", "ymax"))
+    except ValueError:
+        return None
+    return box if all(map(math.isfinite, box)) else None
+
+
+def _has_doubled_tags(element: Element) -> bool:
+    """Whether the object repeats one of its own tags or one of its box's. <part>s may repeat, and are not ours."""
+    for parent in (element, *element.iterfind("bndbox")):
+        tags = [child.tag for child in parent if child.tag != "part"]
+        if len(tags) != len(set(tags)):
+            return True
+    return False

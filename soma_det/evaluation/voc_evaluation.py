@@ -1,0 +1,126 @@
+"""Average precision by the rules of PASCAL VOC 2007: the metric that weather benchmarks report as mAP.
+
+The rules are those of ``voc_eval`` in rbgirshick/py-faster-rcnn (lib/datasets/voc_eval.py). The code of the Diverse
+Weather benchmark (AmingWu/Single-DGOD) inherits it through jwyang/faster-rcnn.pytorch, and Detectron2 carries it over
+in detectron2/evaluation/pascal_voc_evaluation.py:
+
+- detections of a class go by falling score; each is compared with the ground truth of its class in its image that it
+  overlaps most. More than ``iou_threshold``: a hit if that box was still free, else a false alarm, even if a second box
+  would have matched too. A match with an ignored ("difficult") box does not count at all;
+- the average is taken over the precisions at the recalls 0, 0.1, .., 1, each being the best precision at that recall
+  or a higher one.
+
+The devkit's boxes are pixel indices with both ends included, so its sides are ``xmax - xmin + 1``. Detectron2 loads
+such a box with ``xmin - 1, ymin - 1`` as continuous XYXY_ABS coordinates, where the side is ``x1 - x0``: the same
+number. Overlaps here are therefore computed on continuous coordinates, without the + 1, and equal the devkit's.
+
+Two things differ from Detectron2's class, both on purpose. It rounds scores to 3 and coordinates to 1 decimal on their
+way through text files; here nothing is rounded. And it counts a class without ground truth as AP 0; here such a class
+is NaN and left out of means.
+"""
+
+import numpy as np
+
+from soma_det.evaluation.detections import Detections, GroundTruth
+
+# Written as the devkit does: 0.1 steps in floating point, of which the fourth is slightly above 0.3.
+RECALL_LEVELS = np.arange(0.0, 1.1, 0.1)
+
+
+def voc_average_precision(truth: GroundTruth, detections: Detections, iou_threshold: float = 0.5) -> np.ndarray:
+    """VOC 2007 AP of every class.
+
+    Returns:
+        (len(truth.classes),) float64, 0 to 100; NaN for a class that has no ground truth in the split.
+    """
+    return np.array([_class_ap(truth, detections, c, iou_threshold) for c in range(len(truth.classes))])
+
+
+def eleven_point_ap(hit: np.ndarray, num_truth: int) -> float:
+    """AP, 0 to 1, from flags that say of each detection, by falling score, whether it is a hit.
+
+    Args:
+        hit: (N,) bool.
+        num_truth: number of ground-truth boxes, at least 1.
+    """
+    hits = np.cumsum(hit)
+    recall = hits / num_truth
+    precision = hits / np.arange(1, len(hit) + 1)
+    return float(sum(precision[recall >= level].max(initial=0.0) for level in RECALL_LEVELS) / len(RECALL_LEVELS))
+
+
+def best_overlap(
+    boxes: np.ndarray, image: np.ndarray, truth_boxes: np.ndarray, truth_image: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each box, its highest IoU with a ground-truth box of the same image, and which one that is.
+
+    Args:
+        boxes: (N, 4) XYXY_ABS; image: (N,) the image of each.
+        truth_boxes: (M, 4) XYXY_ABS; truth_image: (M,) the image of each.
+
+    Returns:
+        (N,) IoU, 0 where the image has no ground truth, and (N,) row in ``truth_boxes``, there -1.
+    """
+    overlap = np.zeros(len(boxes))
+    match = np.full(len(boxes), -1, dtype=np.int64)
+    rows, truth_rows = np.argsort(image, kind="stable"), np.argsort(truth_image, kind="stable")
+    shared = np.intersect1d(image, truth_image)
+    for mine, theirs in zip(_groups(image[rows], shared), _groups(truth_image[truth_rows], shared)):
+        mine, theirs = rows[mine], truth_rows[theirs]
+        iou = pairwise_iou(boxes[mine], truth_boxes[theirs])
+        best = iou.argmax(axis=1)
+        overlap[mine] = iou[np.arange(len(mine)), best]
+        match[mine] = theirs[best]
+    return overlap, match
+
+
+def pairwise_iou(boxes1: np.ndarray, boxes2: np.ndarray) -> np.ndarray:
+    """(N, M) intersection over union of XYXY_ABS boxes (N, 4) and (M, 4); 0 where both are empty."""
+    top_left = np.maximum(boxes1[:, None, :2], boxes2[None, :, :2])
+    bottom_right = np.minimum(boxes1[:, None, 2:], boxes2[None, :, 2:])
+    intersection = np.prod(np.maximum(bottom_right - top_left, 0), axis=2)
+    area1 = np.prod(boxes1[:, 2:] - boxes1[:, :2], axis=1)
+    area2 = np.prod(boxes2[:, 2:] - boxes2[:, :2], axis=1)
+    union = area1[:, None] + area2[None, :] - intersection
+    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+
+
+def class_hits(
+    truth: GroundTruth, detections: Detections, category: int, iou_threshold: float = 0.5
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the images (N,) of one class's detections by falling score, and which are hits (N,) bool.
+
+    Detections of boxes that are to be ignored are left out.
+    """
+    of_class = truth.category == category
+    ignored, found = truth.ignored[of_class], detections.of_class(category)
+    order = np.argsort(-found.score, kind="stable")
+    image = found.image[order]
+    overlap, match = best_overlap(found.xyxy[order], image, truth.xyxy[of_class], truth.image[of_class])
+    matched = overlap > iou_threshold
+    dropped = np.zeros(len(order), dtype=bool)
+    dropped[matched] = ignored[match[matched]]
+    hit = _first_claims(np.where(matched & ~dropped, match, -1))
+    return image[~dropped], hit[~dropped]
+
+
+def _class_ap(truth: GroundTruth, detections: Detections, category: int, iou_threshold: float) -> float:
+    counted = int((~truth.ignored[truth.category == category]).sum())
+    if not counted:
+        return float("nan")
+    _, hit = class_hits(truth, detections, category, iou_threshold)
+    return 100 * eleven_point_ap(hit, counted)
+
+
+def _first_claims(match: np.ndarray) -> np.ndarray:
+    """(N,) bool: the first of all rows that name the same ground-truth box; -1 names none."""
+    claims = np.flatnonzero(match >= 0)
+    first = np.zeros(len(match), dtype=bool)
+    first[claims[np.unique(match[claims], return_index=True)[1]]] = True
+    return first
+
+
+def _groups(sorted_values: np.ndarray, wanted: np.ndarray) -> list[slice]:
+    starts = np.searchsorted(sorted_values, wanted, side="left")
+    ends = np.searchsorted(sorted_values, wanted, side="right")
+    return [slice(a, b) for a, b in zip(starts, ends)]

@@ -1,0 +1,147 @@
+"""Lets Detectron2 import without its compiled extension and with today's torch and Pillow.
+
+Detectron2 is usually compiled from its repository. Its Python sources alone are enough for what this project uses: box
+NMS and ROIAlign come from torchvision. :func:`apply` puts right what stands between those sources and an import, and
+touches nothing that is already in order, so an official, compiled Detectron2 is used as it is.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import logging
+import sys
+import types
+import warnings
+from collections.abc import Iterator
+
+import torch
+
+INSTALL_COMMAND = (
+    "python -m pip install --no-deps --only-binary=:all: --python-version 3.10 --implementation cp --abi none --platform any "
+    '--target "$(python -c \'import sysconfig; print(sysconfig.get_path("purelib"))\')" '
+    "--require-hashes -r requirements/detectron2.txt"
+)
+INSTALL_HINT = (
+    "Detectron2 is not installed in this environment. Either install the official build for your torch and CUDA "
+    "(https://detectron2.readthedocs.io/tutorials/install.html), or, without a compiler, run in the root of the soma_det "
+    f"repository:\n    {INSTALL_COMMAND}\nsoma_det.adapters works without Detectron2."
+)
+
+ROTATED_OPS = {
+    "nms_rotated": "(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor",
+    "box_iou_rotated": "(Tensor boxes1, Tensor boxes2) -> Tensor",
+}
+
+logger = logging.getLogger(__name__)
+
+
+def apply() -> None:
+    """Make ``import detectron2`` work here; must run before any of its submodules is imported.
+
+    Raises:
+        ImportError: Detectron2 is not installed. The message holds the command that installs it.
+    """
+    _require_detectron2()
+    _stub_compiled_extension()
+    _alias_pillow_filters()
+    _silence_deprecations()
+
+
+@contextlib.contextmanager
+def ddp_on(device: str) -> Iterator[None]:
+    """Inside the block, DefaultTrainer can wrap a model on the CPU in DistributedDataParallel.
+
+    Detectron2 always passes ``device_ids`` (detectron2/engine/defaults.py, ``create_ddp_model``), which torch refuses for
+    modules on the CPU. On CUDA nothing is changed.
+    """
+    from detectron2.engine import defaults
+
+    create = defaults.create_ddp_model
+    if device == "cpu":
+        defaults.create_ddp_model = functools.partial(create, device_ids=None)
+    try:
+        yield
+    finally:
+        defaults.create_ddp_model = create
+
+
+def _require_detectron2() -> None:
+    if importlib.util.find_spec("detectron2") is None:
+        raise ImportError(INSTALL_HINT)
+
+
+def _stub_compiled_extension() -> None:
+    import detectron2
+
+    if "detectron2._C" in sys.modules:
+        return
+    try:
+        import detectron2._C  # noqa: F401
+    except ImportError as error:
+        # Missing it is expected; that it is there and does not load, the user should know.
+        level = logging.DEBUG if isinstance(error, ModuleNotFoundError) else logging.WARNING
+        logger.log(level, "Detectron2 has no compiled ops here (%s); NMS and ROIAlign come from torchvision.", error)
+    else:
+        return
+    stub = _MissingExtension("detectron2._C")
+    sys.modules["detectron2._C"] = stub
+    detectron2._C = stub
+    _define_rotated_ops()
+
+
+class _MissingExtension(types.ModuleType):
+    """Stands in for ``detectron2._C``; any op asked of it is an error that names the op."""
+
+    def get_compiler_version(self) -> str:
+        """For the report on the environment that Detectron2 logs at the start."""
+        return "none, its Python sources are used alone"
+
+    get_cuda_version = get_compiler_version
+
+    def has_cuda(self) -> bool:
+        """Of the extension, not of torch."""
+        return False
+
+    def __getattr__(self, name: str):
+        if name.startswith("__"):  # what the import system and inspect look up
+            raise AttributeError(name)
+        raise RuntimeError(
+            f"detectron2._C.{name} needs Detectron2's compiled extension, which is not installed here. "
+            "Install Detectron2 from source to use it: https://detectron2.readthedocs.io/tutorials/install.html"
+        )
+
+
+def _define_rotated_ops() -> None:
+    # detectron2.layers looks these two up when it is imported and would fail if they did not exist.
+    for name, signature in ROTATED_OPS.items():
+        qualified = f"detectron2::{name}"
+        if not hasattr(torch.ops.detectron2, name):
+            torch.library.define(qualified, signature)
+            torch.library.impl(qualified, "CompositeExplicitAutograd", _missing_op(qualified))
+
+
+def _missing_op(name: str):
+    def op(*args):
+        raise RuntimeError(f"{name} needs Detectron2's compiled extension, which is not installed here.")
+
+    return op
+
+
+def _alias_pillow_filters() -> None:
+    from PIL import Image
+
+    for old, new in (("LINEAR", "BILINEAR"), ("CUBIC", "BICUBIC"), ("ANTIALIAS", "LANCZOS")):
+        if not hasattr(Image, old):
+            setattr(Image, old, getattr(Image, new))
+
+
+def _silence_deprecations() -> None:
+    # Detectron2's own use of torch, once per run each; nothing that a user could act on.
+    messages = (
+        r"`torch\.jit\.script` is deprecated",
+        r"torch\.meshgrid: in an upcoming release",
+        r"Creating a tensor from a list of numpy\.ndarrays",
+        r"`torch\.cuda\.amp\.(autocast|GradScaler)",
+    )
+    for message in messages:
+        warnings.filterwarnings("ignore", message=message)

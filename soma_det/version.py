@@ -1,0 +1,3 @@
+"""The version, without any import."""
+
+__version__ = "0.2.0"
