@@ -1,16 +1,21 @@
 # make setup       the environment alone
 # make demo        generate data, train, evaluate in every weather, draw
 # make test        the test suite
+# make test-slow   the tests that take minutes
+# make lint        ruff and mypy
+# make docs        the documentation, in site/
 # make benchmark   the CPU rows of projects/Benchmarks/README.md
-# make clean       remove what make demo and make benchmark have written
+# make clean       remove what the others have written
 # All make the environment first, in .venv, unless PYTHON names one that is ready: make test PYTHON=python3
 
 PYTHON ?= .venv/bin/python
 BASE_PYTHON ?= python3
 SHELL := /bin/bash
-STAMP := .venv/.soma_det-$(shell cat requirements/*.txt setup.py pyproject.toml tools/setup_env.sh | cksum | cut -d' ' -f1)
+STAMP := .venv/.soma_det-$(shell cat requirements/*.txt pyproject.toml tools/setup_env.sh | cksum | cut -d' ' -f1)
+BENCHMARK := $(PYTHON) projects/Benchmarks/benchmark.py
+PYTEST := $(PYTHON) -m pytest tests --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help setup test demo benchmark clean
+.PHONY: help setup test test-slow lint docs demo benchmark clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -27,7 +32,19 @@ $(STAMP):
 	@rm -f .venv/.soma_det-* && touch $@
 
 test: setup
-	$(PYTHON) -m pytest tests --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(PYTEST)
+
+test-slow: setup
+	$(PYTEST) -m slow
+
+lint: setup
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+docs: setup
+	$(PYTHON) -m pip install --quiet -r requirements/docs.txt
+	$(PYTHON) -m mkdocs build --strict
 
 # Each step goes on where an interrupted one stopped.
 demo: setup
@@ -38,13 +55,13 @@ demo: setup
 	@echo 'Look at output/demo: results.md, results.png, contact_sheet.png'
 
 benchmark: setup
-	$(PYTHON) projects/Benchmarks/benchmark.py train --vit ti --pixels 256 --rounds 30 --output output/benchmark/train_ti.json
-	$(PYTHON) projects/Benchmarks/benchmark.py train --output output/benchmark/train_s.json
-	$(PYTHON) projects/Benchmarks/benchmark.py train --detector --vit ti --pixels 256 --rounds 9 --output output/benchmark/train_detector.json
-	$(PYTHON) projects/Benchmarks/benchmark.py infer
-	$(PYTHON) projects/Benchmarks/benchmark.py init
-	$(PYTHON) projects/Benchmarks/benchmark.py data
-	$(PYTHON) projects/Benchmarks/benchmark.py eval
+	$(BENCHMARK) train --vit ti --pixels 256 --rounds 30 --output output/benchmark/train_ti.json
+	$(BENCHMARK) train --output output/benchmark/train_s.json
+	$(BENCHMARK) train --detector --vit ti --pixels 256 --rounds 9 --output output/benchmark/train_detector.json
+	$(BENCHMARK) infer
+	$(BENCHMARK) init
+	$(BENCHMARK) data
+	$(BENCHMARK) eval
 
 clean:
-	rm -rf output/demo output/benchmark datasets/synthdrive build *.egg-info
+	rm -rf output/demo output/benchmark datasets/synthdrive build site *.egg-info
