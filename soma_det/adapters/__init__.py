@@ -1,21 +1,55 @@
-# Each of these modules registers its methods.
-from soma_det.adapters import adaptformer, lora, moa, peft_methods, plain, rein, soma, vpt  # noqa: F401
-from soma_det.adapters.registry import (
-    ADAPTERS,
-    Adapter,
-    describe_adapters,
-    get_adapter,
-    inject_adapter,
-    is_mergeable,
-    merge_adapter,
-)
+"""Parameter-efficient fine-tuning of vision models, SoMA among other methods; needs torch and timm only.
+
+    vit = timm.create_model("vit_base_patch14_dinov2", pretrained=True)
+    adapt(vit, SomaConfig(rank=16), blocks=range(4, 12))
+    ...  # train: only what the method trains requires gradients
+    save_adapter(vit, "adapter.safetensors", base)
+    merge(vit)  # the plain model again
+"""
+
+from soma_det.adapters.adaptformer import AdaptFormerConfig
+from soma_det.adapters.base import ADAPTERS, AdapterConfig, AdapterLayer, describe_adapters
+from soma_det.adapters.decomposition import split_components, split_minor_components
+from soma_det.adapters.files import load_adapter, save_adapter
+from soma_det.adapters.lora import LoraConfig, LoraLinear
+from soma_det.adapters.moa import MoaConfig
+from soma_det.adapters.model import adapt, find_adapter_layers, is_mergeable, merge, pop_auxiliary_losses
+from soma_det.adapters.peft_export import export_to_peft
+from soma_det.adapters.peft_methods import DoraConfig, MicaConfig, OloraConfig, PeftLoraConfig, PissaConfig
+from soma_det.adapters.plain import BiasesConfig, FrozenConfig, FullConfig
+from soma_det.adapters.rein import ReinConfig
+from soma_det.adapters.soma import SomaConfig, SomaLinear
+from soma_det.adapters.vpt import VptConfig
 
 __all__ = [
     "ADAPTERS",
-    "Adapter",
+    "AdaptFormerConfig",
+    "AdapterConfig",
+    "AdapterLayer",
+    "BiasesConfig",
+    "DoraConfig",
+    "FrozenConfig",
+    "FullConfig",
+    "LoraConfig",
+    "LoraLinear",
+    "MicaConfig",
+    "MoaConfig",
+    "OloraConfig",
+    "PeftLoraConfig",
+    "PissaConfig",
+    "ReinConfig",
+    "SomaConfig",
+    "SomaLinear",
+    "VptConfig",
+    "adapt",
     "describe_adapters",
-    "get_adapter",
-    "inject_adapter",
+    "export_to_peft",
+    "find_adapter_layers",
     "is_mergeable",
-    "merge_adapter",
+    "load_adapter",
+    "merge",
+    "pop_auxiliary_losses",
+    "save_adapter",
+    "split_components",
+    "split_minor_components",
 ]

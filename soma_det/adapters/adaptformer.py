@@ -8,59 +8,73 @@ with the scale on the whole bottleneck branch. In a ViT with LayerScale the sum 
 """
 
 import math
-from typing import Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from soma_det.adapters.registry import Adapter, register_adapter
-from soma_det.adapters.wrapping import require_blocks
+from soma_det.adapters.base import AdapterConfig, AdapterLayer, register, require
+from soma_det.adapters.selection import replace_module, require_plain_vit, select_blocks
 
 SCALE = 0.1
 
 
-class ParallelBottleneck(nn.Module):
+WHY_NOT_MERGEABLE = "its bottleneck has a ReLU of its own, so it is no part of the MLP's weights."
+
+
+@register
+@dataclass(frozen=True)
+class AdaptFormerConfig(AdapterConfig):
+    """AdaptFormer.
+
+    Attributes:
+        width: features of the bottleneck.
+    """
+
+    name = "adaptformer"
+    summary = "a small bottleneck beside every MLP (AdaptFormer)"
+    why_not_mergeable = WHY_NOT_MERGEABLE
+
+    width: int = 64
+
+    def __post_init__(self):
+        require(self.width >= 1, f"MODEL.ADAPTER.ADAPTFORMER.WIDTH is {self.width}: give at least 1.")
+
+    def inject(self, model: nn.Module, blocks: Sequence[int], targets: Sequence[str], initialize: bool) -> list[str]:
+        require_plain_vit(model, "AdaptFormer")
+        blocks_with_mlp = select_blocks(model, blocks)
+        for name in blocks_with_mlp:
+            require(
+                hasattr(model.get_submodule(name), "mlp"),
+                f"{name} of this ViT has no .mlp beside which a bottleneck could stand: adapt other blocks.",
+            )
+        layers = [f"{name}.mlp" for name in blocks_with_mlp]
+        for name in layers:
+            replace_module(model, name, ParallelBottleneck(model.get_submodule(name), model.embed_dim, self))
+        parts = ("down.weight", "down.bias", "up.weight", "up.bias")
+        return [f"{layer}.{part}" for layer in layers for part in parts]
+
+
+class ParallelBottleneck(AdapterLayer):
     """An MLP with a bottleneck beside it; at the start the bottleneck adds nothing."""
 
-    def __init__(self, mlp: nn.Module, dim: int, width: int):
+    why_not_mergeable = WHY_NOT_MERGEABLE
+
+    def __init__(self, mlp: nn.Module, dim: int, config: AdaptFormerConfig):
         super().__init__()
-        self.mlp = mlp
+        self._config, self.mlp = config, mlp
+        width = config.width
         self.down, self.up = nn.Linear(dim, width), nn.Linear(width, dim)
         nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
         for parameter in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(parameter)
 
+    @property
+    def config(self) -> AdaptFormerConfig:
+        """The settings with which the layer was made."""
+        return self._config
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)"""
         return self.mlp(x) + SCALE * self.up(F.relu(self.down(x)))
-
-
-def inject_adaptformer(vit: nn.Module, blocks: Sequence[int], width: int = 64) -> list[str]:
-    """Put a bottleneck of ``width`` features beside the MLP of each block, in place; returns the names of what trains.
-
-    Raises:
-        ValueError: a wrong width or block, or blocks without an MLP of their own.
-    """
-    require_blocks(vit, blocks)
-    if width < 1:
-        raise ValueError(f"MODEL.ADAPTER.ADAPTFORMER.WIDTH is {width}: give at least 1.")
-    for index in blocks:
-        if not hasattr(vit.blocks[index], "mlp"):
-            raise ValueError(f"Block {index} of this ViT has no .mlp beside which a bottleneck could stand.")
-    blocks = sorted(set(blocks))
-    for index in blocks:
-        block = vit.blocks[index]
-        block.mlp = ParallelBottleneck(block.mlp, vit.embed_dim, width)
-    parts = ("down.weight", "down.bias", "up.weight", "up.bias")
-    return [f"blocks.{index}.mlp.{part}" for index in blocks for part in parts]
-
-
-register_adapter(
-    Adapter(
-        "adaptformer",
-        "a small bottleneck beside every MLP (AdaptFormer)",
-        inject_adaptformer,
-        options=("blocks", "width"),
-        why_not_mergeable="its bottleneck has a ReLU of its own, so it is no part of the MLP's weights.",
-    )
-)

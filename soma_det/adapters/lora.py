@@ -8,21 +8,50 @@ at a scale of 1 (alpha = rank), as SoMA. At the start that is exactly the pretra
 """
 
 import math
-from functools import partial
-from typing import Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
-from soma_det.adapters.registry import Adapter, register_adapter
+from soma_det.adapters.base import AdapterConfig, register, require
+from soma_det.adapters.composed import ComposedLinear
 from soma_det.adapters.selection import (
     ATTENTION_AND_MLP,
-    check_rank,
+    check_ranks,
     parameter_names,
     replace_module,
     select_linears,
     stacked_parts,
 )
-from soma_det.adapters.soma import ComposedLinear, merge_composed
+
+
+@register
+@dataclass(frozen=True)
+class LoraConfig(AdapterConfig):
+    """LoRA.
+
+    Attributes:
+        rank: of each change, of each part of a stacked weight.
+        train_bias: train the biases of the adapted layers.
+    """
+
+    name = "lora"
+    summary = "a low-rank change beside each weight (LoRA), fused qkv as three weights"
+    takes_targets = True
+
+    rank: int = 16
+    train_bias: bool = True
+
+    def __post_init__(self):
+        require(self.rank >= 1, f"MODEL.ADAPTER.RANK is {self.rank}: give 1 or more.")
+
+    def inject(self, model: nn.Module, blocks: Sequence[int], targets: Sequence[str], initialize: bool) -> list[str]:
+        names = select_linears(model, blocks, targets or ATTENTION_AND_MLP)
+        check_ranks(model, names, self.rank)
+        for name in names:
+            layer = LoraLinear(model.get_submodule(name), self.rank, stacked_parts(model, name))
+            replace_module(model, name, layer)
+        return parameter_names(model, names, ("a", "b"), self.train_bias)
 
 
 class LoraLinear(ComposedLinear):
@@ -35,33 +64,14 @@ class LoraLinear(ComposedLinear):
         b = linear.weight.new_zeros(parts, linear.out_features // parts, rank)
         super().__init__(linear, linear.weight.detach(), a, b)
 
+    @classmethod
+    def with_change(cls, linear: nn.Linear, a: Tensor, b: Tensor) -> "LoraLinear":
+        """The layer with a given change: a (parts, rank, in), b (parts, out / parts, rank)."""
+        layer = cls.__new__(cls)
+        ComposedLinear.__init__(layer, linear, linear.weight.detach(), a, b)
+        return layer
 
-def inject_lora(
-    vit: nn.Module,
-    blocks: Sequence[int],
-    rank: int = 16,
-    targets: Sequence[str] = ATTENTION_AND_MLP,
-    train_bias: bool = True,
-) -> list[str]:
-    """Replace linear layers of a ViT by :class:`LoraLinear`, in place, and return the names of what trains.
-
-    Raises:
-        ValueError: a wrong rank, block or target; the model is left as it was.
-    """
-    layers = select_linears(vit, blocks, targets)
-    for name in layers:
-        check_rank(rank, vit.get_submodule(name).weight.chunk(stacked_parts(name))[0].shape)
-    for name in layers:
-        replace_module(vit, name, LoraLinear(vit.get_submodule(name), rank, stacked_parts(name)))
-    return parameter_names(vit, layers, ("a", "b"), train_bias)
-
-
-register_adapter(
-    Adapter(
-        "lora",
-        "a low-rank change beside each weight (LoRA), fused qkv as three weights",
-        inject_lora,
-        options=("blocks", "rank", "targets", "train_bias"),
-        merge=partial(merge_composed, kind=LoraLinear),
-    )
-)
+    @property
+    def config(self) -> LoraConfig:
+        """Rank and whether the bias trains."""
+        return LoraConfig(rank=self.rank, train_bias=self.bias is not None and self.bias.requires_grad)

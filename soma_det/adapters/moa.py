@@ -13,17 +13,20 @@ A cosine router per token picks the expert:
 
 where the noise, N(0, 1) / number of experts, and a dropout of 0.5 on dW are there in training only. An auxiliary loss
 keeps the experts in balance. The starting values are those of the factors below: dW starts small, not at zero.
-The simpler form has LoRA experts, dW_e = A_e B_e, which do start at zero.
+The simpler form has LoRA experts, dW_e = A_e B_e with A ~ N(0, 1 / r^2) and B = 0, no dropout and no bias b. Starting values
+and the bias of the router's projection are those of the public code (KU-CVLAB/MoA).
 """
 
 import math
-from typing import Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from soma_det.adapters.registry import Adapter, register_adapter
+from soma_det.adapters.base import AdapterConfig, AdapterLayer, register, require
 from soma_det.adapters.selection import check_rank, replace_module, require_called, select_linears
 
 QUERY_KEY_VALUE = (r"attn\.(qkv|q_proj|k_proj|v_proj)",)
@@ -65,9 +68,8 @@ class LoraExpert(nn.Module):
 
     def __init__(self, d_in: int, d_out: int, rank: int):
         super().__init__()
-        self.a = nn.Parameter(torch.empty(d_in, rank))
+        self.a = nn.Parameter(torch.randn(d_in, rank) / rank)
         self.b = nn.Parameter(torch.zeros(rank, d_out))
-        nn.init.kaiming_uniform_(self.a.data.T, a=math.sqrt(5))
 
     def forward(self) -> Tensor:
         """dW, (d_in, d_out)"""
@@ -79,7 +81,7 @@ class CosineRouter(nn.Module):
 
     def __init__(self, dim: int, experts: int):
         super().__init__()
-        self.project = nn.Linear(dim, ROUTER_WIDTH, bias=False)
+        self.project = nn.Linear(dim, ROUTER_WIDTH)
         self.experts = nn.Parameter(torch.empty(ROUTER_WIDTH, experts).normal_(std=0.01))
         self.temperature = nn.Parameter(torch.tensor(math.log(2)))
 
@@ -91,20 +93,96 @@ class CosineRouter(nn.Module):
             return tokens @ F.normalize(self.experts, dim=0) * scale
 
 
-class MoaLinear(nn.Module):
+WHY_NOT_MERGEABLE = "its router picks another weight for each token, so there is no one weight to merge into."
+
+
+@register
+@dataclass(frozen=True)
+class MoaConfig(AdapterConfig):
+    """Mixture of adapters.
+
+    Attributes:
+        ranks: one expert for each, two or more.
+        experts: "kronecker" (the paper's) or "lora".
+        train_bias: give the layers with Kronecker experts the bias b.
+    """
+
+    name = "moa"
+    summary = "a mixture of low-rank experts, routed token by token (MoA)"
+    takes_targets = True
+    why_not_mergeable = WHY_NOT_MERGEABLE
+    auxiliary_loss = True
+    block_step = 2
+
+    ranks: tuple[int, ...] = (1, 2, 4, 8)
+    experts: Literal["kronecker", "lora"] = "kronecker"
+    train_bias: bool = True
+
+    def __post_init__(self):
+        object.__setattr__(self, "ranks", tuple(self.ranks))  # from a yaml file it comes as a list
+        require(
+            self.experts in ("kronecker", "lora"),
+            f"MODEL.ADAPTER.MOA.EXPERTS is {self.experts!r}: choose 'kronecker' or 'lora'.",
+        )
+        require(
+            len(self.ranks) >= 2, f"MODEL.ADAPTER.MOA.RANKS is {list(self.ranks)}: a mixture needs at least two experts."
+        )
+
+    def inject(self, model: nn.Module, blocks: Sequence[int], targets: Sequence[str], initialize: bool) -> list[str]:
+        layers = select_linears(model, blocks, targets or QUERY_KEY_VALUE)
+        require_called(model, layers, "MoA")
+        for name in layers:
+            self._check(model.get_submodule(name), name)
+        shared = SharedFactors() if self.experts == "kronecker" else None
+        for name in layers:
+            replace_module(model, name, MoaLinear(model.get_submodule(name), self, shared))
+        names = [f"{layer}.{part}" for layer in layers for part in _trained(model.get_submodule(layer))]
+        if shared is None:
+            return names
+        model.moa = shared
+        return [*names, "moa.left", "moa.right"]
+
+    def _check(self, linear: nn.Linear, name: str) -> None:
+        shape = linear.weight.shape
+        require(
+            self.experts == "lora" or not (shape[0] % FACTORS or shape[1] % FACTORS),
+            f"{name} is {shape[0]} x {shape[1]}, which does not divide by {FACTORS} as MoA's Kronecker products need: "
+            "set MODEL.ADAPTER.MOA.EXPERTS to 'lora'.",
+        )
+        for rank in self.ranks:
+            check_rank(rank, shape)
+
+
+def _trained(layer: nn.Module) -> list[str]:
+    return [name for name, _ in layer.named_parameters() if not name.startswith("base.")]
+
+
+class MoaLinear(AdapterLayer):
     """A frozen linear layer with a mixture of experts beside it.
 
     Attributes:
         auxiliary_loss: of the last forward pass in training, for :func:`pop_auxiliary_losses`.
     """
 
-    def __init__(self, linear: nn.Linear, experts: Sequence[nn.Module], bias: bool):
+    why_not_mergeable = WHY_NOT_MERGEABLE
+
+    def __init__(self, linear: nn.Linear, config: MoaConfig, shared: SharedFactors | None):
         super().__init__()
-        self.base = linear
-        self.experts = nn.ModuleList(experts)
-        self.router = CosineRouter(linear.in_features, len(experts))
+        size = linear.in_features, linear.out_features
+        self._config, self.base = config, linear
+        self.experts = nn.ModuleList(
+            LoraExpert(*size, rank) if shared is None else KroneckerExpert(shared, *size, rank) for rank in config.ranks
+        )
+        self.router = CosineRouter(linear.in_features, len(config.ranks))
+        bias = shared is not None and config.train_bias
         self.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features)) if bias else None
+        self.dropout = 0.0 if shared is None else DROPOUT
         self.auxiliary_loss: Tensor | None = None
+
+    @property
+    def config(self) -> MoaConfig:
+        """The settings with which the layer was made."""
+        return self._config
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d_in) -> (..., d_out)"""
@@ -114,7 +192,7 @@ class MoaLinear(nn.Module):
         for index, expert in enumerate(self.experts):
             # An expert without tokens still takes part, with no rows, so that its gradient is zero and not missing.
             rows = (chosen == index).nonzero().squeeze(1)
-            change = tokens[rows] @ F.dropout(expert(), DROPOUT, self.training)
+            change = tokens[rows] @ F.dropout(expert(), self.dropout, self.training)
             y = y.index_add(0, rows, (probability[rows, None] * change).to(y.dtype))
         y = y if self.bias is None else y + self.bias.to(y.dtype)
         return y.view(*x.shape[:-1], -1)
@@ -152,80 +230,3 @@ def _glorot(rows: int, columns: int) -> Tensor:
     """(64, rows, columns), each matrix Glorot uniform with gain sqrt 2."""
     bound = math.sqrt(2) * math.sqrt(6 / (rows + columns))
     return torch.empty(FACTORS, rows, columns).uniform_(-bound, bound)
-
-
-def pop_auxiliary_losses(model: nn.Module) -> dict[str, Tensor]:
-    """The auxiliary losses of the last forward pass, summed over layers and forgotten by them; {} without any."""
-    losses = []
-    for module in model.modules():
-        if isinstance(module, MoaLinear) and module.auxiliary_loss is not None:
-            losses.append(module.auxiliary_loss)
-            module.auxiliary_loss = None
-    return {"loss_moa_balance": torch.stack(losses).sum()} if losses else {}
-
-
-def inject_moa(
-    vit: nn.Module,
-    blocks: Sequence[int],
-    ranks: Sequence[int] = (1, 2, 4, 8),
-    experts: str = "kronecker",
-    targets: Sequence[str] = QUERY_KEY_VALUE,
-    train_bias: bool = True,
-) -> list[str]:
-    """Put a mixture of experts beside linear layers of a ViT, in place, and return the names of what trains.
-
-    Args:
-        ranks: one expert for each.
-        experts: "kronecker" or "lora".
-        train_bias: whether the layers get the bias b.
-
-    Raises:
-        ValueError: wrong ranks, experts, blocks or targets, or sizes that 64 does not divide; the model is left as it was.
-    """
-    layers = select_linears(vit, blocks, targets)
-    require_called(vit, layers, "MoA")
-    shared = SharedFactors() if experts == "kronecker" else None
-    for name in layers:
-        _check(vit.get_submodule(name), name, ranks, experts)
-    for name in layers:
-        linear = vit.get_submodule(name)
-        size = linear.in_features, linear.out_features
-        make = [KroneckerExpert(shared, *size, rank) if shared else LoraExpert(*size, rank) for rank in ranks]
-        replace_module(vit, name, MoaLinear(linear, make, train_bias))
-    names = [f"{layer}.{part}" for layer in layers for part in _trained(vit.get_submodule(layer))]
-    if shared is None:
-        return names
-    vit.moa = shared
-    return names + ["moa.left", "moa.right"]
-
-
-def _trained(layer: MoaLinear) -> list[str]:
-    return [name for name, _ in layer.named_parameters() if not name.startswith("base.")]
-
-
-def _check(linear: nn.Linear, name: str, ranks: Sequence[int], experts: str) -> None:
-    if experts not in ("kronecker", "lora"):
-        raise ValueError(f"MODEL.ADAPTER.MOA.EXPERTS is {experts!r}: choose 'kronecker' or 'lora'.")
-    if len(ranks) < 2:
-        raise ValueError(f"MODEL.ADAPTER.MOA.RANKS is {list(ranks)}: a mixture needs at least two experts.")
-    shape = linear.weight.shape
-    if experts == "kronecker" and (shape[0] % FACTORS or shape[1] % FACTORS):
-        raise ValueError(
-            f"{name} is {shape[0]} x {shape[1]}, which does not divide by {FACTORS} as MoA's Kronecker products need: "
-            "set MODEL.ADAPTER.MOA.EXPERTS to 'lora'."
-        )
-    for rank in ranks:
-        check_rank(rank, shape)
-
-
-register_adapter(
-    Adapter(
-        "moa",
-        "a mixture of low-rank experts, routed token by token (MoA)",
-        inject_moa,
-        options=("blocks", "ranks", "experts", "targets", "train_bias"),
-        why_not_mergeable="its router picks another weight for each token, so there is no one weight to merge into.",
-        block_step=2,
-        auxiliary_loss=True,
-    )
-)

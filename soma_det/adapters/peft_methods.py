@@ -7,71 +7,145 @@ Sources: LoRA arXiv 2106.09685, DoRA arXiv 2402.09353, PiSSA arXiv 2404.02948, O
 MiCA arXiv 2604.01694.
 """
 
-from functools import partial
-from typing import Sequence
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
-from soma_det.adapters.registry import Adapter, register_adapter
-from soma_det.adapters.selection import (
-    ATTENTION_AND_MLP,
-    check_rank,
-    parameter_names,
-    replace_module,
-    require_called,
-    select_linears,
-)
+from soma_det.adapters.base import AdapterConfig, AdapterLayer, LowRankForm, register, require
+from soma_det.adapters.selection import ATTENTION_AND_MLP, check_rank, parameter_names, require_called, select_linears
 
 A, B, MAGNITUDE = "lora_A.default.weight", "lora_B.default.weight", "lora_magnitude_vector.default.weight"
 
 
-def inject_peft(
-    vit: nn.Module,
-    blocks: Sequence[int],
-    rank: int = 16,
-    targets: Sequence[str] = ATTENTION_AND_MLP,
-    train_bias: bool = True,
-    decompose: bool = True,
-    *,
-    method: str,
-    trained: Sequence[str],
-    **settings,
-) -> list[str]:
-    """Wrap linear layers of a ViT in peft's, in place, and return the names of what trains.
+@dataclass(frozen=True)
+class PeftConfig(AdapterConfig):
+    """What the methods of peft share.
 
-    Args:
-        decompose: False leaves out the decompositions of PiSSA, OLoRA and MiCA, for a checkpoint to fill them in.
-        method: its name here, for messages.
-        trained: what trains of each wrapped layer.
+    Attributes:
+        rank: of each change; a fused qkv counts as one weight.
+        train_bias: train the biases of the adapted layers.
+        trained: names of what trains of each layer.
         settings: of peft's LoraConfig, which make the method.
-
-    Raises:
-        ValueError: a wrong rank, block or target, or a layer that peft cannot wrap; the model is left as it was.
-        ImportError: peft is not installed.
     """
-    layers = select_linears(vit, blocks, targets)
-    require_called(vit, layers, f"peft's {method}")
-    for name in layers:
-        check_rank(rank, vit.get_submodule(name).weight.shape)
-    peft = _import_peft(method)
-    if not decompose:
-        settings.pop("init_lora_weights", None)
-    config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=layers, **settings)
-    peft.inject_adapter_in_model(config, vit)
-    biases = [f"{layer}.base_layer" for layer in layers] if train_bias else []
-    return parameter_names(vit, layers, trained, bias=False) + parameter_names(vit, biases, (), bias=True)
+
+    takes_targets = True
+    trained: ClassVar[tuple[str, ...]] = (A, B)
+    settings: ClassVar[dict[str, object]] = {}
+
+    rank: int = 16
+    train_bias: bool = True
+
+    def __post_init__(self):
+        require(self.rank >= 1, f"MODEL.ADAPTER.RANK is {self.rank}: give 1 or more.")
+
+    def inject(self, model: nn.Module, blocks: Sequence[int], targets: Sequence[str], initialize: bool) -> list[str]:
+        """
+        Raises:
+            ImportError: peft is not installed.
+        """
+        layers = select_linears(model, blocks, targets or ATTENTION_AND_MLP)
+        require_called(model, layers, f"peft's {self.name}")
+        for name in layers:
+            check_rank(self.rank, model.get_submodule(name).weight.shape)
+        peft = _import_peft(self.name)
+        # Without initialization the decompositions are left out, for a checkpoint to fill in.
+        settings = {k: v for k, v in self.settings.items() if initialize or k != "init_lora_weights"}
+        config = peft.LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=layers, **settings)
+        peft.inject_adapter_in_model(config, model)
+        biases = [f"{layer}.base_layer" for layer in layers] if self.train_bias else []
+        return parameter_names(model, layers, self.trained, bias=False) + parameter_names(model, biases, (), bias=True)
 
 
-def merge_peft(vit: nn.Module) -> list[str]:
-    """Put plain layers in the place of peft's; the outputs stay the same to rounding."""
-    from peft.tuners.lora import LoraLayer
+@register
+@dataclass(frozen=True)
+class PeftLoraConfig(PeftConfig):
+    """peft's LoRA."""
 
-    layers = [name for name, module in vit.named_modules() if isinstance(module, LoraLayer)]
-    for name in layers:
-        layer = vit.get_submodule(name)
-        layer.merge(safe_merge=True)
-        replace_module(vit, name, layer.get_base_layer())
-    return layers
+    name = "peft_lora"
+    summary = "a low-rank change beside each weight, fused qkv as one; needs peft"
+
+
+@register
+@dataclass(frozen=True)
+class DoraConfig(PeftConfig):
+    """peft's DoRA."""
+
+    name = "dora"
+    summary = "a low-rank change of direction and a magnitude (DoRA); needs peft"
+    trained = (A, B, MAGNITUDE)
+    settings: ClassVar[dict[str, object]] = {"use_dora": True}
+
+
+@register
+@dataclass(frozen=True)
+class PissaConfig(PeftConfig):
+    """peft's PiSSA."""
+
+    name = "pissa"
+    summary = "the largest singular components (PiSSA); needs peft"
+    settings: ClassVar[dict[str, object]] = {"init_lora_weights": "pissa"}
+
+
+@register
+@dataclass(frozen=True)
+class OloraConfig(PeftConfig):
+    """peft's OLoRA."""
+
+    name = "olora"
+    summary = "a low-rank part from a QR decomposition (OLoRA); needs peft"
+    settings: ClassVar[dict[str, object]] = {"init_lora_weights": "olora"}
+
+
+@register
+@dataclass(frozen=True)
+class MicaConfig(PeftConfig):
+    """peft's MiCA."""
+
+    name = "mica"
+    summary = "the inputs of the smallest left singular vectors (MiCA); needs peft"
+    trained = (A,)
+    settings: ClassVar[dict[str, object]] = {"init_lora_weights": "mica"}
+
+
+class PeftLayer(AdapterLayer):
+    """One of peft's layers, seen as an adapter layer; it is not itself part of the model."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    @property
+    def config(self) -> PeftConfig:
+        """DoRA where there is a magnitude; the others differ in their start alone and are LoRA by now."""
+        base = self.layer.get_base_layer()
+        train_bias = base.bias is not None and base.bias.requires_grad
+        method = DoraConfig if self._is_dora() else PeftLoraConfig
+        return method(rank=self.layer.r["default"], train_bias=train_bias)
+
+    def merged(self) -> nn.Module:
+        """The plain linear layer."""
+        self.layer.merge(safe_merge=True)
+        return self.layer.get_base_layer()
+
+    def low_rank_form(self) -> LowRankForm | None:
+        """None for DoRA, which also scales."""
+        if self._is_dora():
+            return None
+        residual = self.layer.get_base_layer().weight
+        a, b = (getattr(self.layer, name)["default"].weight for name in ("lora_A", "lora_B"))
+        return LowRankForm(residual.detach(), a.detach()[None], b.detach()[None] * self.layer.scaling["default"])
+
+    def _is_dora(self) -> bool:
+        return bool(len(self.layer.lora_magnitude_vector))
+
+
+def is_peft_layer(module: nn.Module) -> bool:
+    """Whether this is one of peft's LoRA layers; peft is not imported for the question."""
+    lora = sys.modules.get("peft.tuners.lora")
+    return lora is not None and isinstance(module, lora.LoraLayer)
 
 
 def _import_peft(method: str):
@@ -82,16 +156,3 @@ def _import_peft(method: str):
             f"MODEL.ADAPTER.NAME {method!r} is taken from Hugging Face's peft: pip install peft, or choose 'lora'."
         ) from error
     return peft
-
-
-def _register(name: str, summary: str, trained: Sequence[str], **settings) -> None:
-    inject = partial(inject_peft, method=name, trained=trained, **settings)
-    options = ("blocks", "rank", "targets", "train_bias", "decompose")
-    register_adapter(Adapter(name, f"{summary}; needs peft", inject, options, merge=merge_peft))
-
-
-_register("peft_lora", "a low-rank change beside each weight, fused qkv as one", (A, B))
-_register("dora", "a low-rank change of direction and a magnitude (DoRA)", (A, B, MAGNITUDE), use_dora=True)
-_register("pissa", "the largest singular components (PiSSA)", (A, B), init_lora_weights="pissa")
-_register("olora", "a low-rank part from a QR decomposition (OLoRA)", (A, B), init_lora_weights="olora")
-_register("mica", "the inputs of the smallest left singular vectors (MiCA)", (A,), init_lora_weights="mica")

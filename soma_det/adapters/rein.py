@@ -14,13 +14,56 @@ segmentation head has no place in a detector without queries and is left out.
 """
 
 import math
-from typing import Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from soma_det.adapters.registry import Adapter, register_adapter
-from soma_det.adapters.wrapping import wrap_blocks
+from soma_det.adapters.base import AdapterConfig, AdapterLayer, register, require
+from soma_det.adapters.selection import require_plain_vit, wrap_blocks
+
+
+WHY_NOT_MERGEABLE = "its refinement after each block attends from patches to trained tokens, as no plain block does."
+
+
+@register
+@dataclass(frozen=True)
+class ReinConfig(AdapterConfig):
+    """Rein.
+
+    Attributes:
+        tokens: for each block, two or more.
+        rank: of each block's tokens.
+    """
+
+    name = "rein"
+    summary = "tokens that refine the feature map after every block (Rein)"
+    why_not_mergeable = WHY_NOT_MERGEABLE
+
+    tokens: int = 100
+    rank: int = 16
+
+    def __post_init__(self):
+        require(
+            self.tokens >= 2,
+            f"MODEL.ADAPTER.REIN.TOKENS is {self.tokens}: give at least 2, since the first refines nothing.",
+        )
+
+    def inject(self, model: nn.Module, blocks: Sequence[int], targets: Sequence[str], initialize: bool) -> list[str]:
+        require_plain_vit(model, "Rein")
+        limit = min(self.tokens, model.embed_dim)
+        require(
+            1 <= self.rank <= limit,
+            f"Rank {self.rank} is outside 1..{limit}, the limits of {self.tokens} tokens: choose a smaller rank.",
+        )
+        shared = SharedRefinement(model.embed_dim)
+        prefix = model.num_prefix_tokens
+        bound = math.sqrt(6 / (3 * model.patch_embed.patch_size[0] ** 2 + math.sqrt(model.embed_dim * self.rank)))
+        names = wrap_blocks(model, blocks, lambda block: ReinBlock(block, shared, self, prefix, bound))
+        model.rein = shared
+        own = [f"{name}.{part}" for name in names for part in ("tokens_a", "tokens_b")]
+        return own + [f"rein.{name}" for name, _ in shared.named_parameters()]
 
 
 class SharedRefinement(nn.Module):
@@ -32,16 +75,23 @@ class SharedRefinement(nn.Module):
         self.scale = nn.Parameter(torch.tensor(0.001))
 
 
-class ReinBlock(nn.Module):
+class ReinBlock(AdapterLayer):
     """A Transformer block whose patch tokens are refined by trained tokens."""
 
-    def __init__(self, block: nn.Module, shared: SharedRefinement, tokens: int, rank: int, prefix: int, bound: float):
+    why_not_mergeable = WHY_NOT_MERGEABLE
+
+    def __init__(self, block: nn.Module, shared: SharedRefinement, config: ReinConfig, prefix: int, bound: float):
         super().__init__()
-        self.block, self.prefix = block, prefix
+        self._config, self.block, self.prefix = config, block, prefix
         self._shared = (shared,)  # in a tuple, so that its parameters belong to the ViT alone
         dim = shared.refine.in_features
-        self.tokens_a = nn.Parameter(torch.empty(tokens, rank).uniform_(-bound, bound))
-        self.tokens_b = nn.Parameter(torch.empty(rank, dim).uniform_(-bound, bound))
+        self.tokens_a = nn.Parameter(torch.empty(config.tokens, config.rank).uniform_(-bound, bound))
+        self.tokens_b = nn.Parameter(torch.empty(config.rank, dim).uniform_(-bound, bound))
+
+    @property
+    def config(self) -> ReinConfig:
+        """The settings with which the layer was made."""
+        return self._config
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         """(N, L, C) -> (N, L, C)"""
@@ -53,38 +103,3 @@ class ReinBlock(nn.Module):
         change = similarity[..., 1:] @ shared.token_to_feature(tokens[1:])  # (N, patches, C)
         patches = patches + shared.scale * shared.refine(change + patches)
         return torch.cat([prefix, patches], dim=1)
-
-
-def inject_rein(vit: nn.Module, blocks: Sequence[int], tokens: int = 100, rank: int = 16) -> list[str]:
-    """Refine the output of each of the blocks, in place, and return the names of what trains.
-
-    Args:
-        tokens: for each block.
-        rank: of each block's tokens.
-
-    Raises:
-        ValueError: a wrong number of tokens, rank, or block.
-    """
-    limit = min(tokens, vit.embed_dim)
-    if tokens < 2:
-        raise ValueError(f"MODEL.ADAPTER.REIN.TOKENS is {tokens}: give at least 2, since the first refines nothing.")
-    if not 1 <= rank <= limit:
-        raise ValueError(f"Rank {rank} is outside 1..{limit}, the limits of {tokens} tokens: choose a smaller rank.")
-    shared = SharedRefinement(vit.embed_dim)
-    prefix = vit.num_prefix_tokens
-    bound = math.sqrt(6 / (3 * vit.patch_embed.patch_size[0] ** 2 + math.sqrt(vit.embed_dim * rank)))
-    wrap_blocks(vit, blocks, lambda block: ReinBlock(block, shared, tokens, rank, prefix, bound))
-    vit.rein = shared
-    own = [f"blocks.{index}.{part}" for index in sorted(set(blocks)) for part in ("tokens_a", "tokens_b")]
-    return own + [f"rein.{name}" for name, _ in shared.named_parameters()]
-
-
-register_adapter(
-    Adapter(
-        "rein",
-        "tokens that refine the feature map after every block (Rein)",
-        inject_rein,
-        options=("blocks", "tokens", "rank"),
-        why_not_mergeable="its refinement after each block attends from patches to trained tokens, as no plain block does.",
-    )
-)

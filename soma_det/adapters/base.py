@@ -1,0 +1,108 @@
+"""What every method of adapting a model has: a config that puts it in, and layers that say what they train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, TypeVar
+
+from torch import Tensor, nn
+
+Config = TypeVar("Config", bound="type[AdapterConfig]")
+ADAPTERS: dict[str, type[AdapterConfig]] = {}
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The settings of one method; subclasses add theirs as fields and check them when they are made.
+
+    Attributes:
+        name: what MODEL.ADAPTER.NAME says.
+        summary: one line, for help texts.
+        takes_blocks: whether the choice of blocks matters.
+        takes_targets: whether the method adapts linear layers, which can be chosen.
+        why_not_mergeable: the reason in a sentence; empty if the method can be merged.
+        auxiliary_loss: whether training adds a loss of its own, see :func:`soma_det.adapters.pop_auxiliary_losses`.
+        block_step: by default every ``block_step``-th block is adapted, counted down from the last.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    takes_blocks: ClassVar[bool] = True
+    takes_targets: ClassVar[bool] = False
+    why_not_mergeable: ClassVar[str] = ""
+    auxiliary_loss: ClassVar[bool] = False
+    block_step: ClassVar[int] = 1
+
+    def usual_blocks(self, first: int, last: int) -> list[int]:
+        """The blocks that the method adapts by default, of those from ``first`` to ``last``, both included."""
+        return list(range(last, first - 1, -self.block_step))[::-1]
+
+    def inject(self, model: nn.Module, blocks: Sequence[int], targets: Sequence[str], initialize: bool) -> list[str]:
+        """Change the model in place and return the names of the parameters to train; see :func:`adapt`."""
+        raise NotImplementedError
+
+
+class LowRankForm(NamedTuple):
+    """A weight as residual + B A: (out, in), (parts, rank, in) and (parts, out / parts, rank)."""
+
+    residual: Tensor
+    a: Tensor
+    b: Tensor
+
+
+class AdapterLayer(nn.Module):
+    """A module that a method has put into a model.
+
+    Attributes:
+        why_not_mergeable: as in AdapterConfig.
+    """
+
+    why_not_mergeable: ClassVar[str] = ""
+
+    @property
+    def config(self) -> AdapterConfig:
+        """The settings with which the layer was made."""
+        raise NotImplementedError
+
+    def adapter_parameters(self) -> dict[str, nn.Parameter]:
+        """What trains of this layer, by its name within the layer."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def merged(self) -> nn.Module:
+        """The plain module that computes the same.
+
+        Raises:
+            ValueError: there is none; the message says why.
+        """
+        raise ValueError(f"{self.config.name!r} cannot be merged: {self.why_not_mergeable}")
+
+    def low_rank_form(self) -> LowRankForm | None:
+        """The adapted weight as residual + B A; None where the method is not of that form."""
+        return None
+
+
+def register(config: Config) -> Config:
+    """Make a config class known under its name."""
+    ADAPTERS[config.name] = config
+    return config
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise a ValueError with this message unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def describe_adapters() -> str:
+    """One line for each method: its name and what it trains."""
+    return "\n".join(f"    {name:<12}{config.summary}" for name, config in sorted(ADAPTERS.items()))
+
+
+def walk(model: nn.Module, found: Callable[[nn.Module], bool], prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """(name, module) of the outermost modules for which ``found`` holds, in order."""
+    if found(model):
+        yield prefix, model
+        return
+    for name, child in model.named_children():
+        yield from walk(child, found, f"{prefix}.{name}" if prefix else name)
