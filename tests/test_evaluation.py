@@ -7,7 +7,6 @@ import stat
 
 import numpy as np
 import pytest
-import soma_det  # noqa: F401
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators, print_csv_format
@@ -16,6 +15,8 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils import comm
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+import soma_det  # noqa: F401
 from soma_det.evaluation import build_evaluator
 from soma_det.evaluation.coco_evaluation import CocoEvaluator
 from soma_det.evaluation.collector import DetectionCollector
@@ -374,10 +375,9 @@ def test_two_images_with_one_id_are_an_error(register):
 def test_failed_write_leaves_the_older_file_and_nothing_else(tmp_path):
     path = tmp_path / "results.json"
     path.write_text("old")
-    with pytest.raises(RuntimeError):
-        with atomic_path(path) as temporary:
-            temporary.write_text("half")
-            raise RuntimeError
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -5,11 +5,12 @@ import math
 
 import numpy as np
 import pytest
-import soma_det  # noqa: F401
-from PIL import Image
-from soma_det.evaluation.chart import draw_domain_chart
-from soma_det.evaluation import domain_labels, format_table, load_results, summarize, write_results
 from detectron2.data import MetadataCatalog
+from PIL import Image
+
+import soma_det  # noqa: F401
+from soma_det.evaluation import domain_labels, format_table, load_results, summarize, write_results
+from soma_det.evaluation.chart import draw_domain_chart
 
 CLEAR, NIGHT, FOG = (f"diverse_weather_{d}" for d in ("daytime_clear_test", "night_rainy_train", "daytime_foggy_train"))
 NAN = float("nan")
@@ -110,7 +111,11 @@ def describe():
 
 
 def test_labels_are_the_domains_of_the_metadata_whatever_the_names_say(describe):
-    names = [describe("a_b_c", domain="night_rainy", split="x"), describe("d", domain="Dusk"), describe("my_photos_test")]
+    names = [
+        describe("a_b_c", domain="night_rainy", split="x"),
+        describe("d", domain="Dusk"),
+        describe("my_photos_test"),
+    ]
     assert list(domain_labels(names).values()) == ["night rainy", "Dusk", "my photos test"]
 
 

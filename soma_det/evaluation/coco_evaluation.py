@@ -41,9 +41,9 @@ class CocoEvaluator(COCOEvaluator):
         """Score what the collector holds; call its ``evaluate`` before.
 
         Returns:
-            On the main rank ``bbox``: AP, AP50, AP75, APs, APm, APl and, per class, AP-<class>, from 0 to 100, NaN where
-            there is no ground truth; means are over the other classes. Sizes go by the area of the box. Other ranks
-            return an empty dict.
+            On the main rank ``bbox``: AP, AP50, AP75, APs, APm, APl and, per class, AP-<class>, from 0 to 100, NaN
+            where there is no ground truth; means are over the other classes. Sizes go by the area of the box. Other
+            ranks return an empty dict.
         """
         if not comm.is_main_process():
             return OrderedDict()
@@ -61,8 +61,8 @@ def evaluate_coco(truth: GroundTruth, detections: Detections) -> COCOeval_faster
     its limit of detections per image are per class, and needs memory for the detections of one class only.
 
     Returns:
-        an evaluation with ``stats``, as pycocotools has them, and ``eval["precision"]``: (IoU thresholds 0.50:0.05:0.95,
-        recalls, classes, areas all/small/medium/large, 1) from 0 to 1, -1 where there is no ground truth.
+        an evaluation with ``stats``, as pycocotools has them, and ``eval["precision"]``, (10, 101, classes, 4, 1): IoU
+        thresholds, recalls, classes, areas (all, small, medium, large); 0 to 1, -1 where there is no ground truth.
     """
     images = [{"id": i} for i in range(1, len(truth.image_ids) + 1)]
     with _garbage_collection_paused():
@@ -95,7 +95,7 @@ def _evaluation(truth: COCO | None = None, detections: COCO | None = None) -> CO
 
 @contextlib.contextmanager
 def _garbage_collection_paused() -> Iterator[None]:
-    """COCO wants a dict for each box; while they are made, the collector would walk over all of them again and again."""
+    """COCO wants a dict for each box; while these are made, the collector would check all of them again and again."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -25,10 +25,10 @@ logger = logging.getLogger(__name__)
 class DetectionCollector(DatasetEvaluator):
     """Takes in the detections on a registered split, saves them, and holds them with the split's ground truth.
 
-    Evaluators that score them read :attr:`gathered` and stand after the collector in
-    :class:`~detectron2.evaluation.DatasetEvaluators`, which calls its members in order. During inference each rank holds
-    24 bytes per detection. Works on every data set that is registered with ``thing_classes`` and whose records have an
-    ``image_id``: VOC folders and COCO json files alike.
+    Evaluators that score them read :attr:`gathered` and stand after the collector in Detectron2's DatasetEvaluators,
+    which calls its members in order. During inference each rank holds 24 bytes per detection. Works on every data set
+    that is registered with ``thing_classes`` and whose records have an ``image_id``: VOC folders and COCO json files
+    alike.
     """
 
     def __init__(self, dataset_name: str, output_dir: str | os.PathLike | None = None):

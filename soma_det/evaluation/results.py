@@ -90,7 +90,8 @@ def load_results(path: str | os.PathLike) -> dict[str, Any]:
 
     Returns:
         "metadata", "source", "labels" and "results" (as :func:`~soma_det.evaluation.summary.summarize` takes them,
-        missing scores being NaN again), and "summary". Files of soma_det 0.1 have no labels: the splits' names stand in.
+        missing scores being NaN again), and "summary". Files of soma_det 0.1 have no labels: each split is labeled
+        with its name.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -42,8 +42,8 @@ class VocEvaluator(DatasetEvaluator):
         """Score what the collector holds; call its ``evaluate`` before.
 
         Returns:
-            On the main rank ``voc``: AP50, the mean over classes, and AP50-<class>, from 0 to 100; NaN where there is no
-            ground truth, which is left out of the mean. Other ranks return an empty dict.
+            On the main rank ``voc``: AP50, the mean over classes, and AP50-<class>, from 0 to 100; classes without
+            ground truth are NaN and left out of the mean. Other ranks return an empty dict.
         """
         if not comm.is_main_process():
             return OrderedDict()

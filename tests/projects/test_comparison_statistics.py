@@ -51,7 +51,10 @@ def test_choosing_takes_the_source_and_one_weather_and_the_held_out_mean_neither
 
 def test_differences_are_paired_by_seed_and_use_only_seeds_that_both_have():
     scores, reference = {1: 10.0, 2: 14.0, 3: 12.0, 4: 99.0}, {3: 13.0, 2: 10.0, 1: 9.0, 5: 0.0}
-    constant = lambda values: {seed: np.full(50, value) for seed, value in values.items()}
+
+    def constant(values):
+        return {seed: np.full(50, value) for seed, value in values.items()}
+
     difference = paired_difference(scores, reference, constant(scores), constant(reference))
     assert difference.values == {1: 1, 2: 4, 3: -1}
     assert difference.mean == pytest.approx(4 / 3)
