@@ -93,8 +93,8 @@ def best_overlap(
     match = np.full(len(boxes), -1, dtype=np.int64)
     rows, truth_rows = np.argsort(image, kind="stable"), np.argsort(truth_image, kind="stable")
     shared = np.intersect1d(image, truth_image)
-    for mine, theirs in zip(_groups(image[rows], shared), _groups(truth_image[truth_rows], shared)):
-        mine, theirs = rows[mine], truth_rows[theirs]
+    for group, truth_group in zip(_groups(image[rows], shared), _groups(truth_image[truth_rows], shared)):
+        mine, theirs = rows[group], truth_rows[truth_group]
         iou = pairwise_iou(boxes[mine], truth_boxes[theirs])
         best = iou.argmax(axis=1)
         overlap[mine] = iou[np.arange(len(mine)), best]

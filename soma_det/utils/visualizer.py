@@ -80,7 +80,7 @@ class BoxVisualizer(Visualizer):
         """Points, matplotlib's unit of fonts and lines, per pixel of the drawing."""
         return 72 / self.output.dpi
 
-    def _draw(self, boxes: np.ndarray, numbers: list[int], labels: list[str], rank: Sequence[int]) -> VisImage:
+    def _draw(self, boxes: np.ndarray, numbers: list[int], labels: list[str], rank: np.ndarray) -> VisImage:
         """Draw all boxes, the largest first, then the labels in the order of ``rank``."""
         for i in np.argsort(-_areas(boxes), kind="stable"):
             self.draw_box(boxes[i], edge_color=self.colors[numbers[i]])
