@@ -34,7 +34,7 @@ from soma_det.evaluation import domain_labels
 from soma_det.utils.contact_sheet import contact_sheet
 from soma_det.utils.draw_split import Predict, draw_split, saved_detections
 from soma_det.utils.files import atomic_path
-from soma_det.utils.video import Draw, draw_video
+from soma_det.utils.video import draw_video
 from soma_det.utils.visualizer import draw_detections, read_rgb
 
 EXAMPLES = """
@@ -182,27 +182,27 @@ def draw_inputs(args: argparse.Namespace, cfg: CfgNode) -> list[Path]:
     def draw(image: np.ndarray) -> np.ndarray:
         return draw_detections(image[:, :, ::-1], predictor(image), classes, args.confidence_threshold)[:, :, ::-1]
 
-    written = []
+    written, skipped = [], 0
     for source, target, named in tqdm(jobs, desc="input", unit="file", disable=len(jobs) == 1):
         try:
-            _draw_file(source, target, draw)
-            written.append(target)
+            if source.suffix.lower() in VIDEO_SUFFIXES:
+                draw_video(source, target, draw)
+                written.append(target)
+                continue
+            image = read_rgb(source)
         except OSError as error:
             if named:
                 raise
             logger.warning(f"Skipped: {error}")
-    if len(written) < len(jobs):
-        logger.warning(f"{len(jobs) - len(written)} of {len(jobs)} files were skipped, because they cannot be read.")
+            skipped += 1
+            continue
+        _save(draw(image[:, :, ::-1])[:, :, ::-1], target)
+        written.append(target)
+    if skipped:
+        logger.warning(f"{skipped} of {len(jobs)} files were skipped, because they cannot be read.")
     if not written:
         raise OSError(f"Nothing was drawn: none of the {len(jobs)} files in {', '.join(args.input)} can be read.")
     return written
-
-
-def _draw_file(source: Path, target: Path, draw: Draw) -> None:
-    if source.suffix.lower() in VIDEO_SUFFIXES:
-        draw_video(source, target, draw)
-    else:
-        _save(draw(read_rgb(source)[:, :, ::-1])[:, :, ::-1], target)
 
 
 def _class_names(cfg: CfgNode) -> list[str]:
