@@ -5,10 +5,12 @@ import math
 
 import numpy as np
 import pytest
-import soma_det  # noqa: F401
+from detectron2.data import MetadataCatalog
 from PIL import Image
+
+import soma_det  # noqa: F401
+from soma_det.evaluation import domain_labels, format_table, load_results, summarize, write_results
 from soma_det.evaluation.chart import draw_domain_chart
-from soma_det.evaluation.summary import format_table, load_results, shorten_names, summarize, write_results
 
 CLEAR, NIGHT, FOG = (f"diverse_weather_{d}" for d in ("daytime_clear_test", "night_rainy_train", "daytime_foggy_train"))
 NAN = float("nan")
@@ -32,6 +34,7 @@ def split(voc, coco, bus=NAN, bus_boxes=0):
     }
 
 
+LABELS = {CLEAR: "daytime clear", NIGHT: "night rainy", FOG: "daytime foggy"}
 RESULTS = {CLEAR: split(60.0, 40.0, 58.0, 12), NIGHT: split(30.0, 16.0), FOG: split(48.0, 30.0, 44.0, 3)}
 
 
@@ -83,7 +86,7 @@ def test_results_without_split_names_are_refused_with_the_reason():
 
 
 def test_tables_hold_scores_roles_and_box_counts():
-    table = format_table(summarize(RESULTS, CLEAR))
+    table = format_table(summarize(RESULTS, CLEAR, LABELS))
     assert row(table, "daytime clear") == ["source", "40", "1,212", "60.0", "40.0", "60.0", "40.0", "-", "40.0", "40.0"]
     assert row(table, "mean of unseen") == ["39.0", "23.0"]
     assert row(table, "relative performance under shift") == ["65.0", "%", "57.5", "%"]
@@ -92,30 +95,61 @@ def test_tables_hold_scores_roles_and_box_counts():
     assert row(per_class, "daytime foggy") == ["44.0", "(3)", "48.0", "(1,200)", "48.0"]
 
 
-@pytest.mark.parametrize(
-    "names, labels",
-    [
-        ([CLEAR, FOG], ["daytime clear", "daytime foggy"]),
-        ([CLEAR, NIGHT], ["daytime clear", "night rainy"]),
-        (["synthdrive_rain_test", "synthdrive_fog_test"], ["rain", "fog"]),
-        (["kitti"], ["kitti"]),
-        (["set_a_train", "set_a_test"], ["set_a_train", "set_a_test"]),  # would both be "a"
-        (["a", "a_b"], ["a", "a b"]),
-    ],
-)
-def test_short_names_stay_apart_and_keep_the_time_of_day(names, labels):
-    assert list(shorten_names(names).values()) == labels
+@pytest.fixture
+def describe():
+    """Sets the metadata of data sets for the length of a test."""
+    names = []
+
+    def set_metadata(name, **metadata):
+        MetadataCatalog.get(name).set(**metadata)
+        names.append(name)
+        return name
+
+    yield set_metadata
+    for name in names:
+        MetadataCatalog.remove(name)
+
+
+def test_labels_are_the_domains_of_the_metadata_whatever_the_names_say(describe):
+    names = [
+        describe("a_b_c", domain="night_rainy", split="x"),
+        describe("d", domain="Dusk"),
+        describe("my_photos_test"),
+    ]
+    assert list(domain_labels(names).values()) == ["night rainy", "Dusk", "my photos test"]
+
+
+def test_labels_of_one_domain_differ_by_their_split(describe):
+    names = [describe(f"set_fog_{split}", domain="fog", split=split) for split in ("train", "test")]
+    names.append(describe("set_clear_test", domain="daytime_clear", split="test"))
+    assert list(domain_labels(names).values()) == ["fog train", "fog test", "daytime clear"]
+
+
+def test_labels_that_metadata_cannot_tell_apart_are_the_names(describe):
+    names = [describe(f"{prefix}_fog_test", domain="fog", split="test") for prefix in ("one", "two")]
+    assert domain_labels(names) == {name: name for name in names}
 
 
 def test_written_results_read_back_as_they_were(tmp_path):
     metadata = {"config": "configs/soma.yaml", "iteration": 400}
-    written = write_results(tmp_path, RESULTS, CLEAR, metadata)
+    written = write_results(tmp_path, RESULTS, CLEAR, LABELS, metadata)
     content = load_results(tmp_path)
-    assert content["metadata"] == metadata and content["source"] == CLEAR
+    assert (content["metadata"], content["source"], content["labels"]) == (metadata, CLEAR, LABELS)
     assert math.isnan(content["results"][NIGHT]["voc"]["AP50-bus"])
-    again = summarize(content["results"], content["source"])
+    again = summarize(content["results"], content["source"], content["labels"])
     assert (again.voc_ap50, again.coco_ap) == (written.voc_ap50, written.coco_ap)
+    assert format_table(again) == format_table(written)
     assert content["summary"]["voc_AP50"]["relative"] == pytest.approx(65)
+
+
+def test_results_of_version_0_1_have_no_labels_and_are_read_with_the_splits_names(tmp_path):
+    write_results(tmp_path, RESULTS, CLEAR, LABELS)
+    content = json.loads((tmp_path / "results.json").read_text())
+    del content["labels"]
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    again = load_results(tmp_path)
+    assert again["labels"] == {name: name for name in RESULTS}
+    assert row(format_table(summarize(again["results"], CLEAR, again["labels"])), FOG)[:2] == ["unseen", "40"]
 
 
 def test_results_json_is_strict_json_without_nan(tmp_path):
@@ -129,7 +163,7 @@ def test_results_json_is_strict_json_without_nan(tmp_path):
 
 
 def test_markdown_stands_alone_with_metadata_tables_and_chart(tmp_path):
-    write_results(tmp_path, RESULTS, CLEAR, {"weights": "model_final.pth"})
+    write_results(tmp_path, RESULTS, CLEAR, LABELS, {"weights": "model_final.pth"})
     text = (tmp_path / "results.md").read_text()
     for part in ("- weights: model_final.pth", f"`{FOG}`", "| daytime clear ", "| mean of unseen ", "(results.png)"):
         assert part in text

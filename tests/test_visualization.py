@@ -8,24 +8,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import soma_det  # noqa: F401
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
+
+import soma_det  # noqa: F401
 from soma_det.engine.predictor import Predictor
-from soma_det.utils.visualizer import (
-    BoxVisualizer,
-    choose_records,
-    class_colors,
-    contact_sheet,
-    draw_detections,
-    draw_ground_truth,
-    draw_split,
-    load_predictions,
-    predictions_lookup,
-    read_rgb,
-)
+from soma_det.utils.contact_sheet import contact_sheet
+from soma_det.utils.draw_split import choose_records, draw_split, saved_detections
+from soma_det.utils.visualizer import BoxVisualizer, class_colors, draw_detections, draw_ground_truth, read_rgb
 
 CLASSES = ["bus", "bike", "car", "motor", "person", "rider", "truck"]
 GRAY = np.full((270, 480, 3), 90, dtype=np.uint8)
@@ -125,7 +117,7 @@ def test_drawing_shows_red_as_red():
     assert draw_detections(red, detections([], [], []), CLASSES, width=480)[100, 100].tolist() == [200, 0, 0]
 
 
-def test_labels_do_not_overlap_and_the_surest_stays():
+def test_labels_do_not_overlap_and_the_most_confident_stays():
     crowd = [[100 + 2 * i, 100, 130 + 2 * i, 130] for i in range(30)]
     visualizer = BoxVisualizer(GRAY, CLASSES, scale=2)
     visualizer.draw_instance_predictions(detections(crowd, np.linspace(0.5, 0.99, 30).tolist(), [2] * 30))
@@ -201,38 +193,15 @@ def test_split_drawings_show_ground_truth_on_the_left_and_detections_on_the_righ
     assert near(left, bus, 0.05).sum() > 100 and not near(right, bus, 0.05).any()
 
 
-def test_saved_predictions_are_read_back_per_image(split, tmp_path):
+def test_saved_detections_are_drawn_on_their_own_image(split, tmp_path):
     path = tmp_path / "coco_instances_results.json"
     entry = {"image_id": "frame_1", "category_id": 2, "bbox": [10, 20, 30, 40], "score": 0.75}
     path.write_text(json.dumps([entry, {**entry, "image_id": "frame_3"}]))
-    found = load_predictions(path, split)
-    assert found.keys() == {"frame_1", "frame_3"}
-    assert found["frame_1"].pred_boxes.tensor.tolist() == [[10, 20, 40, 60]]
-    assert found["frame_1"].scores.tolist() == [0.75] and found["frame_1"].pred_classes.tolist() == [2]
-    assert len(predictions_lookup(path, split)({"image_id": "frame_0"}, GRAY)) == 0
-
-
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        ("{", "not in COCO's results format"),
-        ("[1]", "not in COCO's results format"),
-        ('[{"image_id": 1}]', "not in COCO's results format"),
-        (
-            '[{"image_id": "frame_1", "category_id": 9, "bbox": [0, 0, 1, 1], "score": 1}]',
-            "category ids that drawn_split",
-        ),
-        (
-            '[{"image_id": "other", "category_id": 0, "bbox": [0, 0, 1, 1], "score": 1}]',
-            "no detections for any image",
-        ),
-    ],
-)
-def test_predictions_of_another_format_or_data_set_are_an_error(split, tmp_path, content, message):
-    path = tmp_path / "predictions.json"
-    path.write_text(content)
-    with pytest.raises(ValueError, match=message):
-        predictions_lookup(path, split)
+    predict = saved_detections(path, split)
+    found = predict({"image_id": "frame_1"}, GRAY)
+    assert found.pred_boxes.tensor.tolist() == [[10, 20, 40, 60]] and found.image_size == (270, 480)
+    assert found.scores.tolist() == [0.75] and found.pred_classes.tolist() == [2]
+    assert len(predict({"image_id": "frame_0"}, GRAY)) == 0
 
 
 def test_unreadable_image_is_an_error_that_names_the_file(tmp_path):
@@ -263,7 +232,7 @@ def test_predictor_refuses_an_unknown_channel_order():
         Predictor(torch.nn.Identity(), 135, 1000, "L")
 
 
-def test_tool_draws_splits_from_saved_predictions(tool, split, tmp_path):
+def test_tool_draws_splits_from_saved_detections(tool, split, tmp_path):
     predictions, output = tmp_path / "p.json", tmp_path / "out"
     predictions.write_text(
         json.dumps([{"image_id": "frame_3", "category_id": 6, "bbox": [9, 9, 99, 99], "score": 0.9}])
@@ -340,7 +309,7 @@ def test_tool_names_data_sets_like_a_misspelled_one(tool, split, tmp_path):
         ([], "give --config-file and --weights, or --predictions and --dataset"),
         (["--predictions", "a.json", "b.json", "--dataset", "x"], "as many names"),
         (["--config-file", "missing.yaml"], "no config file missing.yaml"),
-        (["--predictions", "a", "--dataset", "x", "--score-threshold", "50"], "from 0 to 1"),
+        (["--predictions", "a", "--dataset", "x", "--confidence-threshold", "50"], "from 0 to 1"),
         (["--predictions", "a", "--dataset", "x", "--count", "0"], "at least 1"),
         (["--config-file", __file__, "--input", "a.jpg", "--contact-sheet"], "cannot be combined"),
     ],
@@ -349,3 +318,9 @@ def test_tool_explains_contradictory_options(tool, options, message, capsys):
     with pytest.raises(SystemExit):
         tool.parse_args(options)
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_tool_lets_idle_threads_sleep_unless_the_user_has_said_otherwise(tool):
+    source = Path(tool.__file__).read_text()
+    setting = 'os.environ.setdefault("OMP_WAIT_POLICY", "passive")'
+    assert setting in source.split("import soma_det")[0]

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-import soma_det  # noqa: F401
 from detectron2.evaluation.pascal_voc_evaluation import voc_eval
+
+import soma_det  # noqa: F401
 from soma_det.evaluation.detections import Detections, GroundTruth
 from soma_det.evaluation.voc_evaluation import best_overlap, eleven_point_ap, pairwise_iou, voc_average_precision
 

@@ -4,30 +4,38 @@
 python tools/visualize.py --config-file configs/demo.yaml --weights output/demo/model_final.pth --contact-sheet
 """
 
+import os
+
+# Before torch is imported. Beside another busy process, threads that wait by spinning make each image take 1.5 times as
+# long; alone, sleeping costs nothing.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import argparse
 import difflib
 import logging
-import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
-import numpy as np
 import soma_det  # noqa: F401  (first: makes Detectron2 importable without its compiled extension)
+
+# isort: split
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import Instances
 from detectron2.utils.logger import setup_logger
 from PIL import Image
 from tqdm import tqdm
 
 from soma_det.config import setup_cfg
 from soma_det.data import register_from_config
-from soma_det.evaluation.summary import shorten_names
-from soma_det.utils.files import atomic_path
 from soma_det.engine.predictor import build_predictor
-from soma_det.utils.visualizer import Predict, contact_sheet, draw_detections, draw_split, predictions_lookup, read_rgb
+from soma_det.evaluation import domain_labels
+from soma_det.utils.contact_sheet import contact_sheet
+from soma_det.utils.draw_split import Predict, draw_split, saved_detections
+from soma_det.utils.files import atomic_path
+from soma_det.utils.video import draw_video
+from soma_det.utils.visualizer import draw_detections, read_rgb
 
 EXAMPLES = """
 Some images of every test split of the config, ground truth beside detections:
@@ -49,9 +57,7 @@ Detections that an evaluation has saved, without the model:
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 DRAWN = "_detections"  # ends the names of all drawings, so that none can take the place of an image
-COUNT, SHEET_ROWS = 20, 4
-
-Detect = Callable[[np.ndarray], Instances]  # BGR image -> detections
+COUNT, SHEET_ROWS, SHEET_CELL = 20, 4, 480  # images of a split alone and on a sheet, pixels of a cell's width
 
 logger = logging.getLogger("soma_det.visualize")
 
@@ -72,8 +78,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--dataset", nargs="+", metavar="NAME", help="registered splits (default: DATASETS.TEST)")
     parser.add_argument("--input", nargs="+", metavar="PATH", help="images, folders of images, videos")
-    parser.add_argument("--output", default="output/drawings", metavar="FOLDER", help="default: %(default)s")
-    parser.add_argument("--score-threshold", type=float, default=0.5, metavar="S", help="0 to 1, default: %(default)s")
+    parser.add_argument("--output", default="output/drawings", metavar="FOLDER", help="(default: %(default)s)")
+    parser.add_argument(
+        "--confidence-threshold", type=float, default=0.5, metavar="C", help="0 to 1 (default: %(default)s)"
+    )
     parser.add_argument(
         "--count", type=int, metavar="N", help=f"images per split (default: {COUNT}, on a sheet {SHEET_ROWS})"
     )
@@ -95,10 +103,10 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("--input cannot be combined with --dataset, --predictions or --contact-sheet")
     if args.config_file and not os.path.isfile(args.config_file):
         parser.error(f"there is no config file {args.config_file}")
-    if not 0 <= args.score_threshold <= 1:
-        parser.error(f"--score-threshold is {args.score_threshold:g}; it has to be from 0 to 1")
+    if not 0 <= args.confidence_threshold <= 1:
+        parser.error(f"--confidence-threshold is {args.confidence_threshold:g}; it must be from 0 to 1")
     if args.count is not None and args.count < 1:
-        parser.error(f"--count is {args.count}; it has to be at least 1")
+        parser.error(f"--count is {args.count}; it must be at least 1")
 
 
 def main(args: argparse.Namespace) -> list[Path]:
@@ -129,7 +137,7 @@ def _check_registered(names: list[str]) -> None:
 def _predictors(args: argparse.Namespace, cfg: CfgNode, names: list[str]) -> dict[str, Predict]:
     """For each split, what gives the detections for one of its records."""
     if args.predictions:
-        return {name: predictions_lookup(path, name) for name, path in zip(names, args.predictions)}
+        return {name: saved_detections(path, name) for name, path in zip(names, args.predictions)}
     predictor = build_predictor(cfg)
     return {name: lambda record, image: predictor(image[:, :, ::-1]) for name in names}
 
@@ -137,23 +145,24 @@ def _predictors(args: argparse.Namespace, cfg: CfgNode, names: list[str]) -> dic
 def _draw_splits(args: argparse.Namespace, predictors: dict[str, Predict]) -> list[Path]:
     written = []
     for name, predict in predictors.items():
-        drawings = draw_split(name, predict, args.count, args.seed, args.score_threshold)
+        drawings = draw_split(name, predict, args.count, args.seed, args.confidence_threshold)
         for record, drawing in _with_progress(drawings, name, args.count):
-            file_name = str(record["image_id"]).replace(os.sep, "_") + f"{DRAWN}.jpg"
-            written.append(_save(drawing, Path(args.output) / name / file_name))
+            path = Path(args.output) / name / f"{str(record['image_id']).replace(os.sep, '_')}{DRAWN}.jpg"
+            _save(drawing, path)
+            written.append(path)
     return written
 
 
 def _draw_sheet(args: argparse.Namespace, predictors: dict[str, Predict]) -> Path:
-    labels, columns = shorten_names(list(predictors)), {}
-    cell_width = 480
+    labels, columns = domain_labels(predictors), {}
+    options = {"width": SHEET_CELL, "ground_truth": False}
     for name, predict in predictors.items():
-        drawings = draw_split(
-            name, predict, args.count, args.seed, args.score_threshold, cell_width, ground_truth=False
-        )
+        drawings = draw_split(name, predict, args.count, args.seed, args.confidence_threshold, **options)
         columns[labels[name]] = [drawing for _, drawing in _with_progress(drawings, name, args.count)]
     classes = MetadataCatalog.get(next(iter(predictors))).thing_classes
-    return _save(contact_sheet(columns, cell_width, classes), Path(args.output) / "contact_sheet.png")
+    path = Path(args.output) / "contact_sheet.png"
+    _save(contact_sheet(columns, SHEET_CELL, classes), path)
+    return path
 
 
 def _with_progress(drawings: Iterator, name: str, count: int) -> Iterator:
@@ -169,11 +178,16 @@ def draw_inputs(args: argparse.Namespace, cfg: CfgNode) -> list[Path]:
     """
     jobs = list(_plan(args.input, Path(args.output)))  # before the model is loaded: paths may be wrong
     predictor, classes = build_predictor(cfg), _class_names(cfg)
+
+    def draw(image: np.ndarray) -> np.ndarray:
+        return draw_detections(image[:, :, ::-1], predictor(image), classes, args.confidence_threshold)[:, :, ::-1]
+
     written, skipped = [], 0
     for source, target, named in tqdm(jobs, desc="input", unit="file", disable=len(jobs) == 1):
         try:
             if source.suffix.lower() in VIDEO_SUFFIXES:
-                written.append(draw_video(source, target, predictor, classes, args.score_threshold))
+                draw_video(source, target, draw)
+                written.append(target)
                 continue
             image = read_rgb(source)
         except OSError as error:
@@ -182,9 +196,8 @@ def draw_inputs(args: argparse.Namespace, cfg: CfgNode) -> list[Path]:
             logger.warning(f"Skipped: {error}")
             skipped += 1
             continue
-        written.append(
-            _save(draw_detections(image, predictor(image[:, :, ::-1]), classes, args.score_threshold), target)
-        )
+        _save(draw(image[:, :, ::-1])[:, :, ::-1], target)
+        written.append(target)
     if skipped:
         logger.warning(f"{skipped} of {len(jobs)} files were skipped, because they cannot be read.")
     if not written:
@@ -229,60 +242,9 @@ def _files_below(folder: Path) -> list[Path]:
     return files
 
 
-def draw_video(source: Path, target: Path, detect: Detect, classes: list[str], score_threshold: float) -> Path:
-    """Draw on every frame of a video; the result is an mp4 without sound.
-
-    Raises:
-        OSError: the video cannot be read, or OpenCV cannot write mp4 here.
-    """
-    capture = cv2.VideoCapture(str(source))
-    try:
-        total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
-        drawings = (
-            _even(draw_detections(frame[:, :, ::-1], detect(frame), classes, score_threshold)[:, :, ::-1])
-            for frame in tqdm(_frames(capture), desc=source.name, total=total or None, unit="frame")
-        )
-        with atomic_path(target) as temporary:
-            if not _write_video(temporary, drawings, capture.get(cv2.CAP_PROP_FPS) or 25.0):
-                raise OSError(f"Cannot read the video {source}: OpenCV finds no frame in it.")
-    finally:
-        capture.release()
-    return target
-
-
-def _write_video(path: Path, images: Iterator[np.ndarray], fps: float) -> int:
-    """Write BGR images of one size as mp4; returns their number."""
-    writer, count = None, 0
-    try:
-        for count, image in enumerate(images, start=1):
-            if writer is None:
-                writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, image.shape[1::-1])
-                if not writer.isOpened():
-                    raise OSError(f"OpenCV cannot write {path}: this build has no encoder for mp4.")
-            writer.write(image)
-    finally:
-        if writer is not None:
-            writer.release()
-    return count
-
-
-def _frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
-    while True:
-        found, frame = capture.read()
-        if not found:
-            return
-        yield frame
-
-
-def _even(image: np.ndarray) -> np.ndarray:
-    """Cut off the last row or column where their number is odd, which mp4 encoders refuse."""
-    return np.ascontiguousarray(image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2])
-
-
-def _save(image: np.ndarray, path: Path) -> Path:
+def _save(image: np.ndarray, path: Path) -> None:
     with atomic_path(path) as temporary:
         Image.fromarray(image).save(temporary, quality=92)
-    return path
 
 
 if __name__ == "__main__":

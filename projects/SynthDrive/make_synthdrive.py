@@ -76,7 +76,8 @@ def image_size(text: str) -> tuple[int, int]:
 
 def contact_sheet(seed: int, split: str, height: int, width: int, rows: int = 3) -> np.ndarray:
     """The first images of every domain with their boxes, a column each: RGB."""
-    from soma_det.utils import visualizer  # takes seconds to import, which only this option needs
+    from soma_det.utils import contact_sheet as sheet  # takes seconds to import, which only this option needs
+    from soma_det.utils import visualizer
 
     def sample(domain: str, index: int) -> np.ndarray:
         image, scene = make_image(seed, domain, split, index, height, width)
@@ -85,7 +86,7 @@ def contact_sheet(seed: int, split: str, height: int, width: int, rows: int = 3)
         return visualizer.draw_ground_truth(image, {"annotations": annotations}, CLASSES, width=CELL)
 
     columns = {domain.replace("_", " "): [sample(domain, index) for index in range(rows)] for domain in DOMAINS}
-    return visualizer.contact_sheet(columns, CELL, CLASSES)
+    return sheet.contact_sheet(columns, CELL, CLASSES)
 
 
 def write_contact_sheet(path: Path, seed: int, split: str, height: int, width: int) -> None:

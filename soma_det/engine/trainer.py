@@ -11,6 +11,7 @@ from contextlib import nullcontext
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.evaluation import DatasetEvaluators
 from detectron2.modeling import Backbone, build_model
 from detectron2.utils import comm
 from torch import nn
@@ -24,7 +25,7 @@ from soma_det.engine.inference import in_full_precision, prepared_for_inference
 from soma_det.solver.build import build_adamw
 from soma_det.utils import compat
 from soma_det.version import __version__
-from soma_det.evaluation import WeatherEvaluator, report
+from soma_det.evaluation import build_evaluator, report
 from soma_det.modeling.freezing import freeze, match_modules
 from soma_det.modeling.backbone.timm_vit import count_parameters
 
@@ -79,8 +80,8 @@ class Trainer(DefaultTrainer):
         return build_test_loader(cfg, dataset_name)
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> WeatherEvaluator:
-        return WeatherEvaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"))
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
+        return build_evaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"))
 
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks, and before them this project's, which set up each step."""

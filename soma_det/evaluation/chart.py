@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Mapping
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -32,14 +33,14 @@ def draw_domain_chart(
     labels = sorted(scores, key=lambda label: label != source)  # the source first, the others in their order
     _draw_bars(axes, [scores[label] for label in labels], [label == source for label in labels])
     unseen = [i for i, label in enumerate(labels) if label != source and not math.isnan(scores[label])]
-    mean = sum(scores[labels[i]] for i in unseen) / len(unseen) if unseen else None
-    if len(unseen) > 1:
+    mean = sum(scores[labels[i]] for i in unseen) / len(unseen) if len(unseen) > 1 else None
+    if mean is not None:
         axes.hlines(mean, unseen[0] - 0.42, len(labels) - 0.58, color=MEAN_COLOR, linewidth=1.6, linestyle=(0, (4, 2)))
     axes.set_xticks(range(len(labels)), [_wrap(label) for label in labels])
     margin = max(0.6, (4 - len(labels)) / 2)  # keeps the only bar of a single split from filling the chart
     axes.set_xlim(-margin, len(labels) - 1 + margin)
     _style(axes, metric, max([s for s in scores.values() if not math.isnan(s)], default=0.0))
-    _add_legend(figure, source in scores, mean if len(unseen) > 1 else None, bool(unseen))
+    _add_legend(figure, source in scores, mean, bool(unseen))
     figure.savefig(path, metadata={"Software": None})
 
 
@@ -77,7 +78,7 @@ def _style(axes: Axes, metric: str, highest: float) -> None:
 
 
 def _add_legend(figure: Figure, has_source: bool, mean: float | None, has_unseen: bool) -> None:
-    handles = [Patch(color=SOURCE_COLOR, label="source (seen in training)")] if has_source else []
+    handles: list[Artist] = [Patch(color=SOURCE_COLOR, label="source (seen in training)")] if has_source else []
     if has_unseen:
         handles.append(Patch(color=UNSEEN_COLOR, label="unseen"))
     if mean is not None:

@@ -1,12 +1,22 @@
-"""The boxes of a whole split, as columns of numpy arrays."""
+"""The boxes of a split, annotated and detected, as columns of numpy arrays, and the files that hold detections."""
 
+import json
+import logging
+import os
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
+
+from soma_det.utils.files import atomic_path
+
+DETECTIONS_FILE = "coco_instances_results.json"  # COCOEvaluator's name for it
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,7 @@ class Detections:
     """All detections on one split.
 
     Attributes:
-        image: (N,) int64, position in the split's list of images.
+        image: (N,) int64, position in a list of images, usually ``GroundTruth.image_ids``.
         category: (N,) int64.
         xyxy: (N, 4) float64, pixels, XYXY_ABS.
         score: (N,) float64.
@@ -51,10 +61,16 @@ class Detections:
     xyxy: np.ndarray
     score: np.ndarray
 
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def select(self, rows: np.ndarray) -> "Detections":
+        """Some of the rows, by a mask (N,) bool or by their positions (M,) int64."""
+        return Detections(self.image[rows], self.category[rows], self.xyxy[rows], self.score[rows])
+
     def of_class(self, category: int) -> "Detections":
         """The rows of one class, in their order."""
-        rows = self.category == category
-        return Detections(self.image[rows], self.category[rows], self.xyxy[rows], self.score[rows])
+        return self.select(self.category == category)
 
 
 def load_ground_truth(dataset_name: str) -> GroundTruth:
@@ -74,7 +90,7 @@ def load_ground_truth(dataset_name: str) -> GroundTruth:
     if category.size and not 0 <= category.min() <= category.max() < len(classes):
         raise ValueError(
             f"{dataset_name}: category ids reach from {category.min()} to {category.max()}, but there are "
-            f"{len(classes)} class names ({', '.join(classes)}); ids have to be 0 to {len(classes) - 1}."
+            f"{len(classes)} class names ({', '.join(classes)}); ids must be 0 to {len(classes) - 1}."
         )
     return GroundTruth(
         image_ids=image_ids,
@@ -86,6 +102,83 @@ def load_ground_truth(dataset_name: str) -> GroundTruth:
     )
 
 
-def box_xyxy(annotation: dict) -> list[float]:
+def box_xyxy(annotation: Mapping) -> list[float]:
     """The box of an annotation in Detectron2's format as [x0, y0, x1, y1] in pixels."""
     return list(BoxMode.convert([float(x) for x in annotation["bbox"]], annotation["bbox_mode"], BoxMode.XYXY_ABS))
+
+
+def save_detections(
+    path: str | os.PathLike, detections: Detections, image_ids: Sequence[Hashable], dataset_name: str
+) -> None:
+    """Write detections in COCO's results format, one per line, atomically.
+
+    Boxes are written as XYWH_ABS, and classes by their ids in the data set's json file if there is one, else by their
+    numbers: the same as COCOEvaluator does.
+
+    Args:
+        path: json file; missing folders are made.
+        image_ids: what ``detections.image`` counts.
+    """
+    category_ids = {number: category_id for category_id, number in _category_numbers(dataset_name).items()}
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        separator = "["
+        for i in range(len(detections)):
+            x0, y0, x1, y1 = detections.xyxy[i].tolist()
+            entry = {
+                "image_id": image_ids[detections.image[i]],
+                "category_id": category_ids[int(detections.category[i])],
+                # Differences of float32 corners in float64 are not rounded, so reading gives back the corners.
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "score": float(detections.score[i]),
+            }
+            file.write(f"{separator}\n{json.dumps(entry)}")
+            separator = ","
+        file.write("\n]\n" if len(detections) else "[]\n")
+    logger.info(f"Saved {len(detections)} detections to {path}.")
+
+
+def load_detections(path: str | os.PathLike, dataset_name: str) -> Detections:
+    """Read detections on a registered split from a file in COCO's results format.
+
+    Returns:
+        the detections in the order of the file; ``image`` is the position in the data set.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is in another format, or has images or category ids that the split lacks.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    position = {record["image_id"]: i for i, record in enumerate(DatasetCatalog.get(dataset_name))}
+    numbers = _category_numbers(dataset_name)
+    try:
+        entries = json.loads(text)
+        xywh = np.array([entry["bbox"] for entry in entries], dtype=np.float64).reshape(len(entries), 4)
+        score = np.array([entry["score"] for entry in entries], dtype=np.float64)
+        image_ids = [entry["image_id"] for entry in entries]
+        category_ids = [entry["category_id"] for entry in entries]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} is not in COCO's results format, a list of objects with image_id, category_id, bbox and score "
+            f"({type(error).__name__}: {error})."
+        ) from error
+    for key, values, known in (("image_id", image_ids, position), ("category_id", category_ids, numbers)):
+        unknown = [value for value in values if value not in known]
+        if unknown:
+            raise ValueError(
+                f"{path} has detections with {key} {unknown[0]!r}, which is not in {dataset_name}: they were made on "
+                "another data set, or the data set has changed since. Restore it, or test again."
+            )
+    return Detections(
+        image=np.array([position[image_id] for image_id in image_ids], dtype=np.int64),
+        category=np.array([numbers[category_id] for category_id in category_ids], dtype=np.int64),
+        xyxy=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
+        score=score,
+    )
+
+
+def _category_numbers(dataset_name: str) -> dict[int, int]:
+    """Category id in COCO files of this data set -> class number."""
+    DatasetCatalog.get(dataset_name)  # reading a COCO json file sets the metadata
+    metadata = MetadataCatalog.get(dataset_name)
+    numbers = {number: number for number in range(len(metadata.thing_classes))}
+    return metadata.get("thing_dataset_id_to_contiguous_id", numbers)

@@ -19,12 +19,40 @@ way through text files; here nothing is rounded. And it counts a class without g
 is NaN and left out of means.
 """
 
-import numpy as np
+from collections import OrderedDict
 
+import numpy as np
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+
+from soma_det.evaluation.collector import DetectionCollector
 from soma_det.evaluation.detections import Detections, GroundTruth
 
 # Written as the devkit does: 0.1 steps in floating point, of which the fourth is slightly above 0.3.
 RECALL_LEVELS = np.arange(0.0, 1.1, 0.1)
+
+
+class VocEvaluator(DatasetEvaluator):
+    """VOC 2007's AP at IoU 0.5 of a collector's detections."""
+
+    def __init__(self, collector: DetectionCollector):
+        self._collector = collector
+
+    def evaluate(self) -> OrderedDict:
+        """Score what the collector holds; call its ``evaluate`` before.
+
+        Returns:
+            On the main rank ``voc``: AP50, the mean over classes, and AP50-<class>, from 0 to 100; classes without
+            ground truth are NaN and left out of the mean. Other ranks return an empty dict.
+        """
+        if not comm.is_main_process():
+            return OrderedDict()
+        truth, detections = self._collector.gathered
+        per_class = voc_average_precision(truth, detections)
+        known = per_class[~np.isnan(per_class)]
+        results = {"AP50": float(known.mean()) if known.size else float("nan")}
+        results.update({f"AP50-{name}": float(ap) for name, ap in zip(truth.classes, per_class)})
+        return OrderedDict(voc=results)
 
 
 def voc_average_precision(truth: GroundTruth, detections: Detections, iou_threshold: float = 0.5) -> np.ndarray:
@@ -65,8 +93,8 @@ def best_overlap(
     match = np.full(len(boxes), -1, dtype=np.int64)
     rows, truth_rows = np.argsort(image, kind="stable"), np.argsort(truth_image, kind="stable")
     shared = np.intersect1d(image, truth_image)
-    for mine, theirs in zip(_groups(image[rows], shared), _groups(truth_image[truth_rows], shared)):
-        mine, theirs = rows[mine], truth_rows[theirs]
+    for group, truth_group in zip(_groups(image[rows], shared), _groups(truth_image[truth_rows], shared)):
+        mine, theirs = rows[group], truth_rows[truth_group]
         iou = pairwise_iou(boxes[mine], truth_boxes[theirs])
         best = iou.argmax(axis=1)
         overlap[mine] = iou[np.arange(len(mine)), best]

@@ -1,18 +1,16 @@
-"""How the score on a split varies with the choice of its images: VOC AP50 on images drawn anew, with replacement.
+"""How the score on a split varies with the choice of its images: VOC AP50 on images drawn with replacement.
 
-Whether a detection is a hit depends on nothing but its own image. So the detections are matched once, and a resample
-only weighs each of them by how often its image was drawn.
+Whether a detection is a hit depends on its own image alone. So the detections are matched once, and a resample weights
+each of them by how often its image was drawn.
 """
 
-import json
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from soma_det.evaluation.detections import Detections, GroundTruth, load_ground_truth
-from soma_det.evaluation.coco_evaluation import dataset_category_ids
+from soma_det.evaluation.detections import Detections, GroundTruth, load_detections, load_ground_truth
 from soma_det.evaluation.voc_evaluation import RECALL_LEVELS, class_hits
 
 RESAMPLES = 1000
@@ -34,45 +32,19 @@ class Matches:
     truth_per_image: np.ndarray
 
 
-def resample_split(dataset_name: str, predictions: str | Path, resamples: int = RESAMPLES) -> np.ndarray:
+def resample_split(dataset_name: str, detections: str | Path, resamples: int = RESAMPLES) -> np.ndarray:
     """AP50 of saved detections on resampled images of a registered split.
 
     The images drawn depend on the split's name alone, so that all trainings meet the same ones.
 
     Args:
-        predictions: a file of :func:`soma_det.evaluation.coco_evaluation.save_predictions`.
+        detections: a file of :func:`soma_det.evaluation.detections.save_detections`.
 
     Returns:
         (resamples, classes) 0 to 100; NaN where the images drawn have no box of the class.
     """
-    truth = load_ground_truth(dataset_name)
-    detections = load_detections(dataset_name, truth, predictions)
-    return resampled_average_precision(truth, detections, resamples, seed=zlib.crc32(dataset_name.encode()))
-
-
-def load_detections(dataset_name: str, truth: GroundTruth, predictions: str | Path) -> Detections:
-    """Read detections in COCO's results format.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it has detections on an image that is not in the split.
-    """
-    entries = json.loads(Path(predictions).read_text(encoding="utf-8"))
-    position = {image_id: i for i, image_id in enumerate(truth.image_ids)}
-    unknown = next((e["image_id"] for e in entries if e["image_id"] not in position), None)
-    if unknown is not None:
-        raise ValueError(
-            f"{predictions} has detections on {unknown!r}, which is not in {dataset_name}: the data set has changed since. "
-            "Restore it, or train into another output folder."
-        )
-    numbers = {category_id: number for number, category_id in dataset_category_ids(dataset_name).items()}
-    xywh = np.array([e["bbox"] for e in entries], dtype=np.float64).reshape(-1, 4)
-    return Detections(
-        image=np.array([position[e["image_id"]] for e in entries], dtype=np.int64),
-        category=np.array([numbers[e["category_id"]] for e in entries], dtype=np.int64),
-        xyxy=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
-        score=np.array([e["score"] for e in entries], dtype=np.float64),
-    )
+    truth, found = load_ground_truth(dataset_name), load_detections(detections, dataset_name)
+    return resampled_average_precision(truth, found, resamples, seed=zlib.crc32(dataset_name.encode()))
 
 
 def resampled_average_precision(truth: GroundTruth, detections: Detections, resamples: int, seed: int) -> np.ndarray:

@@ -24,7 +24,8 @@ from adapter_comparison.statistics import (
     spread,
     summarize_splits,
 )
-from soma_det.evaluation.summary import CHART_FILE, RESULTS_FILE, TABLES_FILE, shorten_names
+from soma_det.evaluation.results import CHART_FILE, RESULTS_FILE, TABLES_FILE
+from soma_det.evaluation.summary import domain_labels
 from soma_det.utils.files import atomic_path, write_text
 
 METRICS = {"voc_AP50": ("voc", "AP50"), "coco_AP": ("bbox", "AP")}
@@ -141,7 +142,7 @@ def _content(comparison: Comparison, configured: dict[str, Configured], source: 
     values = {metric: {n: _values(configured[n], metric, comparison, source) for n in order} for metric in METRICS}
     return {
         "source": source,
-        "labels": shorten_names(splits),
+        "labels": domain_labels(splits),
         "seeds": list(comparison.seeds),
         "classes": list(comparison.classes),
         "reference": comparison.reference,

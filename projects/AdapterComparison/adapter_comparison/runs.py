@@ -26,8 +26,8 @@ from detectron2.modeling import build_model
 from adapter_comparison.bootstrap import resample_split
 from adapter_comparison.plan import Comparison, flat_settings
 from soma_det.config import setup_cfg
-from soma_det.evaluation.coco_evaluation import PREDICTIONS_FILE
-from soma_det.evaluation.summary import load_results
+from soma_det.evaluation.detections import DETECTIONS_FILE
+from soma_det.evaluation.results import load_results
 from soma_det.utils.files import atomic_path, write_text
 from soma_det.modeling.freezing import freeze, match_modules
 from soma_det.modeling.backbone.timm_vit import count_parameters
@@ -323,7 +323,7 @@ def _sha256(path: str, changed: int) -> str:
 def _record(run: Run, exit: Exit, seconds: float) -> None:
     """Write what only now is known, and the scores on resampled images; the record says that the run is finished."""
     resampled = {
-        name: resample_split(name, run.folder / "inference" / name / PREDICTIONS_FILE) for name in run.cfg.DATASETS.TEST
+        name: resample_split(name, run.folder / "inference" / name / DETECTIONS_FILE) for name in run.cfg.DATASETS.TEST
     }
     with atomic_path(run.folder / RESAMPLED_FILE) as temporary:
         np.savez_compressed(temporary, **resampled)

@@ -11,8 +11,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from soma_det.config import CLASSES
+from soma_det.evaluation.coco_evaluation import evaluate_coco
 from soma_det.evaluation.detections import Detections, GroundTruth
-from soma_det.evaluation.coco_evaluation import coco_average_precision
 
 OURS, THEIRS = "soma_det", "pycocotools"
 BOXES = 12  # ground-truth boxes in an image
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> Report:
     truth, detections = random_boxes(args.images, args.detections, args.seed)
     scores = {}
     steps = {
-        OURS: [("score", lambda: scores.update({OURS: coco_average_precision(truth, detections)}))],
+        OURS: [("score", lambda: scores.update({OURS: score_with_soma_det(truth, detections)}))],
         THEIRS: [("score", lambda: scores.update({THEIRS: score_with_pycocotools(truth, detections)}))],
     }
     seconds = {name: parts["score"].median for name, parts in interleave(steps, args.rounds, warmup=0).items()}
@@ -69,8 +69,13 @@ def random_boxes(images: int, per_image: int, seed: int) -> tuple[GroundTruth, D
     return truth, Detections(image=image[near], category=category[near], xyxy=found, score=random.random(len(near)))
 
 
+def score_with_soma_det(truth: GroundTruth, detections: Detections) -> np.ndarray:
+    """AP, AP50, AP75, APs, APm, APl of every class, 0 to 100: (classes, 6), NaN without ground truth."""
+    return _per_class(evaluate_coco(truth, detections).eval["precision"])
+
+
 def score_with_pycocotools(truth: GroundTruth, detections: Detections) -> np.ndarray:
-    """As coco_average_precision, in the usual way: all classes at once, dictionaries in, one table out."""
+    """As :func:`score_with_soma_det`, in the usual way: all classes at once, dictionaries in, one table out."""
     annotations = _annotations(truth.image, truth.xyxy, truth.category)
     results = _annotations(detections.image, detections.xyxy, detections.category, detections.score)
     categories = [{"id": number, "name": name} for number, name in enumerate(truth.classes)]
@@ -83,7 +88,12 @@ def score_with_pycocotools(truth: GroundTruth, detections: Detections) -> np.nda
         evaluation.params.maxDets = [1, 10, 100]
         evaluation.evaluate()
         evaluation.accumulate()
-    precision = evaluation.eval["precision"][..., -1]  # (IoU thresholds, recalls, classes, areas)
+    return _per_class(evaluation.eval["precision"])
+
+
+def _per_class(precision: np.ndarray) -> np.ndarray:
+    """(IoU thresholds, recalls, classes, areas, limits of detections) -> (classes, 6)."""
+    precision = precision[..., -1]
     per_class = np.where(precision < 0, np.nan, 100 * precision).mean(axis=1)  # (thresholds, classes, areas)
     overall = per_class.mean(axis=0)
     return np.column_stack([overall[:, 0], per_class[0, :, 0], per_class[5, :, 0], overall[:, 1:]])

@@ -1,0 +1,23 @@
+"""The evaluators of a split."""
+
+import os
+
+from detectron2.evaluation import DatasetEvaluators
+
+from soma_det.evaluation.coco_evaluation import CocoEvaluator
+from soma_det.evaluation.collector import DetectionCollector
+from soma_det.evaluation.voc_evaluation import VocEvaluator
+
+
+def build_evaluator(dataset_name: str, output_dir: str | os.PathLike | None = None) -> DatasetEvaluators:
+    """Score a registered split by COCO's and by VOC's rules.
+
+    Args:
+        output_dir: where to save the detections, as ``<output_dir>/<dataset_name>/coco_instances_results.json``.
+
+    Returns:
+        evaluators of which ``evaluate`` gives, on the main rank, ``boxes`` and ``images``, the numbers of both, and the
+        scores ``bbox`` and ``voc``; see the evaluators.
+    """
+    collector = DetectionCollector(dataset_name, output_dir)
+    return DatasetEvaluators([collector, CocoEvaluator(collector), VocEvaluator(collector)])
