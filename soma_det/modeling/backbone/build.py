@@ -5,74 +5,49 @@ import logging
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone
-from torch import Tensor, nn
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
+from torch import nn
 
 from soma_det.adapters import Adapter, get_adapter, inject_adapter
 from soma_det.config import add_soma_config
+from soma_det.config.checks import has_vit
+from soma_det.config.pixels import check_pixel_statistics
+from soma_det.modeling.backbone.pretrained import check_weights
+from soma_det.modeling.backbone.pyramid import MultiBlockPyramid, SimplePyramid, build_pyramid
+from soma_det.modeling.backbone.timm_vit import TimmViT, count_parameters, create_timm_vit, freeze_leading_blocks
 from soma_det.modeling.meta_arch.rcnn import AuxiliaryLosses
-from soma_det.modeling.backbone.pyramid import build_pyramid
-from soma_det.modeling.backbone.timm_vit import TimmViT, check_weights, count_parameters, create_timm_vit, freeze_leading_blocks
 
 logger = logging.getLogger(__name__)
 
 
-class ViTPyramid(Backbone):
-    """A ViT and the pyramid on top of it: features p2..p6, strides 4..64."""
-
-    def __init__(self, vit: TimmViT, pyramid: nn.Module, out_channels: int):
-        super().__init__()
-        self.vit, self.pyramid = vit, pyramid
-        stride = vit.patch_size
-        if stride < 4 or stride & (stride - 1):
-            raise ValueError(
-                f"MODEL.VIT.PATCH_SIZE is {stride}, and the strides of a pyramid are powers of 2: set 16 (or 8); pretrained "
-                "weights are resampled."
-            )
-        self._out_feature_strides = {
-            "p2": stride // 4,
-            "p3": stride // 2,
-            "p4": stride,
-            "p5": stride * 2,
-            "p6": stride * 4,
-        }
-        self._out_features = list(self._out_feature_strides)
-        self._out_feature_channels = dict.fromkeys(self._out_features, out_channels)
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(N, 3, H, W), H and W multiples of size_divisibility -> {"p2": (N, C, H/4, W/4), ..., "p6": (N, C, H/64, W/64)}"""
-        return self.pyramid(self.vit(x))
-
-    @property
-    def size_divisibility(self) -> int:
-        """Pixels; p5 halves the patches."""
-        return self.vit.patch_size * 2
-
-
 def check_pretrained(cfg: CfgNode) -> None:
     """Raise a FileNotFoundError where build_soma_vit_backbone would read a file of weights that does not exist."""
-    if cfg.MODEL.BACKBONE.NAME == build_soma_vit_backbone.__name__ and not cfg.MODEL.WEIGHTS:
-        check_weights(cfg.MODEL.VIT.NAME, cfg.MODEL.VIT.WEIGHTS)
+    if has_vit(cfg):
+        check_weights(cfg.MODEL.VIT.NAME, _weights_to_load(cfg))
 
 
 @BACKBONE_REGISTRY.register()
-def build_soma_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ViTPyramid:
+def build_soma_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SimplePyramid | MultiBlockPyramid:
     """Load a pretrained timm ViT, freeze its first blocks, adapt the later ones, put a feature pyramid on top.
 
     The order matters: the weights are loaded here and not through MODEL.WEIGHTS, because SoMA decomposes what it finds.
     Where MODEL.WEIGHTS names a checkpoint of this project, which brings every weight of the adapted ViT, the pretrained
-    ones are not loaded first.
+    ones are not loaded first; nor are they on the device "meta", see :func:`soma_det.modeling.build_structure`.
     """
+    check_pixel_statistics(cfg)
     vit_cfg = cfg.MODEL.VIT
-    weights = "" if cfg.MODEL.WEIGHTS else vit_cfg.WEIGHTS
-    vit = create_timm_vit(vit_cfg.NAME, weights, vit_cfg.PATCH_SIZE, vit_cfg.IMG_SIZE, vit_cfg.DROP_PATH)
+    vit = create_timm_vit(
+        vit_cfg.NAME, _weights_to_load(cfg), vit_cfg.PATCH_SIZE, vit_cfg.IMG_SIZE, vit_cfg.DROP_PATH
+    )
     vit.set_grad_checkpointing(vit_cfg.ACTIVATION_CHECKPOINTING)
     freeze_leading_blocks(vit, vit_cfg.FROZEN_BLOCKS)
     _adapt(vit, cfg)
     logger.info("ViT: %d of %d parameters train", count_parameters(vit, trainable=True), count_parameters(vit))
-    maps = TimmViT(vit, vit_cfg.OUT_BLOCKS)
-    channels = cfg.MODEL.PYRAMID.OUT_CHANNELS
-    return ViTPyramid(maps, build_pyramid(len(maps.out_blocks), maps.embed_dim, channels), channels)
+    return build_pyramid(TimmViT(vit, vit_cfg.OUT_BLOCKS), cfg.MODEL.PYRAMID.OUT_CHANNELS)
+
+
+def _weights_to_load(cfg: CfgNode) -> str:
+    return "" if cfg.MODEL.WEIGHTS or torch.device(cfg.MODEL.DEVICE).type == "meta" else cfg.MODEL.VIT.WEIGHTS
 
 
 def _adapt(vit: nn.Module, cfg: CfgNode) -> None:
