@@ -131,7 +131,7 @@ class ComposedLinear(nn.Linear):
     @property
     def weight(self) -> Tensor:
         """residual + B A, (out, in), in their own precision; differentiable in A and B."""
-        with torch.autocast(self.residual.device.type, enabled=False):
+        with _without_autocast(self.residual.device.type):
             return compose(self.residual, self.a, self.b)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -224,7 +224,8 @@ class _ComposedLinear(torch.autograd.Function):
 
 
 def _without_autocast(device: str) -> ContextManager:
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    usable = device != "meta" and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if usable else nullcontext()
 
 
 def _gradients(grad_y: Tensor, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, needed: Sequence[bool]) -> tuple:
@@ -370,7 +371,7 @@ def _inject(
 ) -> list[str]:
     if order not in ORDERS:
         raise ValueError(f"MODEL.ADAPTER.SOMA.ORDER is {order!r}: choose one of {ORDERS}.")
-    folder = default_cache_dir() if cache else None
+    folder = default_cache_dir() if cache and not next(vit.parameters()).is_meta else None
     layers = inject_soma(vit, rank, blocks, targets, components, seed, decompose, folder)
     if order == "decompose_first" and decompose:
         load_after_decomposition(vit, layers, seed)
