@@ -7,6 +7,7 @@ Sources: LoRA arXiv 2106.09685, DoRA arXiv 2402.09353, PiSSA arXiv 2404.02948, O
 MiCA arXiv 2604.01694.
 """
 
+import copy
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -126,9 +127,10 @@ class PeftLayer(AdapterLayer):
         return method(rank=self.layer.r["default"], train_bias=train_bias)
 
     def merged(self) -> nn.Module:
-        """The plain linear layer."""
-        self.layer.merge(safe_merge=True)
-        return self.layer.get_base_layer()
+        """A plain linear layer; peft's own is left as it was."""
+        layer = copy.deepcopy(self.layer)
+        layer.merge(safe_merge=True)
+        return layer.get_base_layer()
 
     def low_rank_form(self) -> LowRankForm | None:
         """None for DoRA, which also scales."""

@@ -59,7 +59,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         self._require_same_kind(set(checkpoint["model"]))
         incompatible = super()._load_model(checkpoint)
         unequal = [*incompatible.missing_keys, *incompatible.unexpected_keys]
-        problems = [key for key in unequal if key.startswith("backbone.vit.")]
+        problems = [key for key in unequal if key.startswith("backbone.net.")]
         problems += [name for name, *_ in incompatible.incorrect_shapes]
         if problems:
             raise ValueError(

@@ -7,7 +7,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import Instances
 from torch import nn
 
-from soma_det.adapters import is_mergeable, merge_adapter
+from soma_det.adapters import is_mergeable, merge
 from soma_det.engine import load_model
 
 
@@ -49,6 +49,6 @@ def build_predictor(cfg: CfgNode) -> Predictor:
         ValueError: see :func:`soma_det.engine.load_model`.
     """
     model = load_model(cfg)
-    if any(map(is_mergeable, model.modules())):
-        merge_adapter(model)
+    if is_mergeable(model):
+        merge(model)
     return Predictor(model, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.FORMAT)

@@ -143,7 +143,7 @@ def _recipe_hooks(cfg: CfgNode, seed: int) -> list[HookBase]:
     recipe = [hooks.SeedEachIteration(seed)]
     if cfg.MODEL.VIT.FROZEN_BLOCKS and cfg.MODEL.BACKBONE.NAME == VIT_BACKBONE:
         blocks = "|".join(f"blocks\\.{index}" for index in range(cfg.MODEL.VIT.FROZEN_BLOCKS))
-        recipe.append(hooks.LayerFreezing([rf"backbone\.vit\.model\.(patch_embed|{blocks})"]))
+        recipe.append(hooks.LayerFreezing([rf"backbone\.net\.model\.(patch_embed|{blocks})"]))
     if cfg.SOLVER.FREEZING.MODULES:
         recipe.append(hooks.LayerFreezing(cfg.SOLVER.FREEZING.MODULES, cfg.SOLVER.FREEZING.UNTIL))
     if cfg.SOLVER.CLIP_GRADIENTS.ENABLED:

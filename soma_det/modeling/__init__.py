@@ -1,11 +1,18 @@
-from soma_det.modeling.backbone.build import ViTPyramid, build_soma_vit_backbone
+from soma_det.modeling.backbone.build import build_soma_vit_backbone
 from soma_det.modeling.backbone.ibn_resnet import build_ibn_resnet_backbone, build_ibn_resnet_fpn_backbone
-from soma_det.modeling.meta_arch.rcnn import AdaptedRCNN
+from soma_det.modeling.backbone.pyramid import MultiBlockPyramid, SimplePyramid
+from soma_det.modeling.backbone.timm_vit import TimmViT
+from soma_det.modeling.meta_arch.rcnn import AdaptedRCNN, AdaptedRetinaNet
+from soma_det.modeling.structure import build_structure
 
 __all__ = [
     "AdaptedRCNN",
-    "ViTPyramid",
+    "AdaptedRetinaNet",
+    "MultiBlockPyramid",
+    "SimplePyramid",
+    "TimmViT",
     "build_ibn_resnet_backbone",
     "build_ibn_resnet_fpn_backbone",
     "build_soma_vit_backbone",
+    "build_structure",
 ]

@@ -12,7 +12,7 @@ def build_adamw(
     lr: float,
     weight_decay: float,
     betas: tuple[float, float] = (0.9, 0.999),
-    backbone: str = "backbone.vit",
+    backbone: str = "backbone.net",
     backbone_lr_multiplier: float = 0.5,
     backbone_weight_decay_multiplier: float = 0.2,
     norm_weight_decay: float = 0.0,

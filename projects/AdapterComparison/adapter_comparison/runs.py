@@ -21,21 +21,19 @@ from pathlib import Path
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.modeling import build_model
 
 from adapter_comparison.bootstrap import resample_split
 from adapter_comparison.plan import Comparison, flat_settings
 from soma_det.config import setup_cfg
 from soma_det.evaluation.detections import DETECTIONS_FILE
 from soma_det.evaluation.results import load_results
+from soma_det.modeling import build_structure
 from soma_det.utils.files import atomic_path, write_text
-from soma_det.modeling.freezing import freeze, match_modules
 from soma_det.modeling.backbone.timm_vit import count_parameters
 
 RECORD_FILE, LOG_FILE, RESAMPLED_FILE, LOCK_FILE = "run.json", "train.log", "resampled.npz", ".lock"
 # Where things are and how they are loaded, which changes no result.
 FREE_SETTINGS = {"OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD", "MODEL.ADAPTER.SOMA.CACHE"}
-UNEVALUATED = "unevaluated"  # stands for a checkpoint where only the shape of the model is of interest
 
 logger = logging.getLogger(__name__)
 
@@ -284,13 +282,8 @@ def delete_checkpoints(folder: Path) -> None:
 
 def count_trainable(cfg: CfgNode) -> dict[str, int]:
     """Trained parameters: "adapter", of the ViT (or of all of another backbone), and "all", with pyramid and head."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", UNEVALUATED  # spares loading and decomposing the pretrained weights
-    model = build_model(cfg)
-    if cfg.SOLVER.FREEZING.UNTIL == 0:
-        freeze(match_modules(model, cfg.SOLVER.FREEZING.MODULES).values())
-    adapted = getattr(model.backbone, "vit", model.backbone)
+    model = build_structure(cfg)
+    adapted = getattr(model.backbone, "net", model.backbone)
     return {"adapter": count_parameters(adapted, trainable=True), "all": count_parameters(model, trainable=True)}
 
 

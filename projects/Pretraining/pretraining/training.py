@@ -1,6 +1,5 @@
 """The pretraining loop: planned on its iterations, stopped by a clock or a signal, on a CPU resumed as if never stopped."""
 
-import json
 import logging
 import math
 import signal
@@ -15,8 +14,8 @@ from safetensors.torch import save
 from torch import nn
 
 from soma_det.utils.files import atomic_path, write_bytes
-from soma_det.modeling.backbone.timm_vit import IMG_SIZE
-from pretraining.encoder import CropEncoder
+from soma_det.utils.vit_weights import make_metadata
+from pretraining.encoder import PIXEL_MEAN, PIXEL_STD, CropEncoder
 from pretraining.images import Batch, ImageStream
 
 logger = logging.getLogger(__name__)
@@ -202,10 +201,11 @@ def _avoid_fused_attention(model: nn.Module) -> None:
 def export_weights(vit: nn.Module, path: str | Path) -> None:
     """Write a timm ViT's weights in float16 under timm's names; soma_det.modeling.backbone.timm_vit.create_timm_vit reads them.
 
-    The image size that its position embeddings are for is noted beside them: timm takes those of a file for square ones.
+    Noted beside them are the image size that the position embeddings are for, since timm takes those of a file as square,
+    and how images were normalized.
     """
     weights = {name: tensor.detach().half().cpu().contiguous() for name, tensor in vit.state_dict().items()}
-    metadata = {"format": "pt", IMG_SIZE: json.dumps(list(vit.patch_embed.img_size))}
+    metadata = make_metadata(vit.patch_embed.img_size, PIXEL_MEAN, PIXEL_STD)
     write_bytes(path, save(weights, metadata=metadata))
 
 

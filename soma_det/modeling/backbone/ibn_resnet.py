@@ -9,9 +9,10 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, FPN
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.backbone.resnet import ResNet, build_resnet_backbone
 from torch import Tensor, nn
+
+from soma_det.modeling.backbone.pyramid import Subsample, in_full_precision
 
 IBN_STAGES = ("res2", "res3", "res4")
 
@@ -35,6 +36,14 @@ class InstanceBatchNorm(nn.Module):
         return torch.cat([self.instance(x[:, : self.half]), self.batch(x[:, self.half :])], dim=1)
 
 
+class FullPrecisionFPN(FPN):
+    """Detectron2's feature pyramid; features leave it in fp32, also under autocast."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """(N, 3, H, W), H and W multiples of 32 -> {"p2": (N, C, H/4, W/4), ..., "p7": (N, C, H/128, W/128)}"""
+        return in_full_precision(super().forward(x))
+
+
 @BACKBONE_REGISTRY.register()
 def build_ibn_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     """Detectron2's ResNet of MODEL.RESNETS as an IBN-Net of type a.
@@ -55,13 +64,13 @@ def build_ibn_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
 
 
 @BACKBONE_REGISTRY.register()
-def build_ibn_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """:func:`build_ibn_resnet_backbone` under Detectron2's feature pyramid of MODEL.FPN, p2..p6."""
-    return FPN(
+def build_ibn_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FullPrecisionFPN:
+    """:func:`build_ibn_resnet_backbone` under Detectron2's feature pyramid of MODEL.FPN, p2..p7."""
+    return FullPrecisionFPN(
         bottom_up=build_ibn_resnet_backbone(cfg, input_shape),
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelMaxPool(),
+        top_block=Subsample("p5", num_levels=2),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )

@@ -1,20 +1,63 @@
-"""Detectron2's meta architectures with the losses that some adapters add."""
+"""Detectron2's meta architectures with the losses that some adapters add, and with the authors' way of padding."""
 
-from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, RetinaNet
+from detectron2.structures import ImageList
 from torch import Tensor
 
-from soma_det.adapters.moa import pop_auxiliary_losses
+from soma_det.adapters import pop_auxiliary_losses
+
+GRAY = 114  # gray level of the pixels around an image, as in training (INPUT.AUGMENTATION)
 
 
 class AuxiliaryLosses:
-    """Mixin before a meta architecture: in training, the backbone's own losses join the detector's, and its log."""
+    """Mixin before a meta architecture: in training, the backbone's own losses join the detector's, and its log.
+
+    In testing, INPUT.PAD_TO_CROP pads images to the size of the training's crops.
+    """
+
+    @configurable
+    def __init__(self, *, pad_to: tuple[int, int] = (0, 0), **kwargs):
+        """
+        Args:
+            pad_to: (H, W) in pixels; smaller test images are padded with gray to it, at the right and the bottom.
+            kwargs: the meta architecture's own.
+        """
+        super().__init__(**kwargs)
+        self.pad_to = pad_to
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        """The arguments of ``__init__`` that a config stands for."""
+        pad_to = tuple(cfg.INPUT.AUGMENTATION.CROP_SIZE) if cfg.INPUT.PAD_TO_CROP else (0, 0)
+        return {**super().from_config(cfg), "pad_to": pad_to}
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """As the meta architecture's."""
         outputs = super().forward(batched_inputs)
         return {**outputs, **pop_auxiliary_losses(self.backbone)} if self.training else outputs
 
+    def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
+        """As the meta architecture's: normalize, pad and batch. The sizes are those before the padding."""
+        if self.training or self.pad_to == (0, 0):
+            return super().preprocess_image(batched_inputs)
+        images = [entry["image"] for entry in batched_inputs]
+        padded = super().preprocess_image([{"image": _pad(image, self.pad_to)} for image in images])
+        return ImageList(padded.tensor, [tuple(image.shape[-2:]) for image in images])
+
 
 @META_ARCH_REGISTRY.register()
 class AdaptedRCNN(AuxiliaryLosses, GeneralizedRCNN):
-    """GeneralizedRCNN with the backbone's auxiliary losses; without any it is GeneralizedRCNN."""
+    """GeneralizedRCNN with the backbone's auxiliary losses and INPUT.PAD_TO_CROP; without them it is GeneralizedRCNN."""
+
+
+@META_ARCH_REGISTRY.register()
+class AdaptedRetinaNet(AuxiliaryLosses, RetinaNet):
+    """RetinaNet with the backbone's auxiliary losses and INPUT.PAD_TO_CROP; without them it is RetinaNet."""
+
+
+def _pad(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """(3, h, w) -> (3, max(h, H), max(w, W))"""
+    height, width = image.shape[-2:]
+    return F.pad(image, (0, max(size[1] - width, 0), 0, max(size[0] - height, 0)), value=GRAY)

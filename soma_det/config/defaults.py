@@ -1,0 +1,96 @@
+"""Every config key of this project in one place, with its default."""
+
+from detectron2.config import CfgNode as CN
+
+DOMAINS = ("daytime_clear", "night_sunny", "dusk_rainy", "night_rainy", "daytime_foggy")
+CLASSES = ("bus", "bike", "car", "motor", "person", "rider", "truck")
+
+
+def add_soma_config(cfg: CN) -> None:
+    """Add this project's keys, with their defaults, to a Detectron2 config."""
+    _add_model(cfg)
+    _add_data(cfg)
+    _add_solver(cfg)
+    _add_test(cfg)
+
+
+def _add_model(cfg: CN) -> None:
+    vit = cfg.MODEL.VIT = CN()
+    vit.NAME = "vit_small_patch14_dinov2.lvd142m"  # any timm ViT whose blocks are in .blocks
+    # "" for random weights, "timm" for timm's hub,
+    # or a file (.safetensors, .pth) with the model's own weights.
+    # Not read when MODEL.WEIGHTS names a checkpoint of this project, which holds the ViT too.
+    # These weights also decide MODEL.PIXEL_MEAN and PIXEL_STD (config/pixels.py): leave those two out of config files.
+    vit.WEIGHTS = "timm"
+    vit.PATCH_SIZE = 16  # pixels, or 8; pretrained patch embeddings are resampled to it (timm's pseudo-inverse)
+    vit.IMG_SIZE = [1024, 1024]  # (H, W), pixels: the usual input, for which position embeddings are resampled once
+    vit.OUT_BLOCKS = [-1]  # one block: simple feature pyramid (ViTDet); four: one block for each level p2..p5 (as SoMA)
+    vit.FROZEN_BLOCKS = 4  # leading blocks that stay as pretrained
+    vit.DROP_PATH = 0.0  # rate of the last block; falls linearly to 0 at the first
+    vit.ACTIVATION_CHECKPOINTING = False  # less memory for one more forward pass through the blocks
+
+    pyramid = cfg.MODEL.PYRAMID = CN()
+    pyramid.OUT_CHANNELS = 256
+
+    adapter = cfg.MODEL.ADAPTER = CN()
+    adapter.NAME = "soma"  # the method; tools/train_net.py --help lists all, docs/adapters.md describes them
+    adapter.BLOCKS = []  # indices; empty: every block that is not frozen ("moa": every other one)
+    # Regular expressions of the linear layers in a block; empty: attention and MLP ("moa": query, key and value).
+    adapter.TARGETS = []
+    adapter.RANK = 16
+    adapter.TRAIN_BIAS = True  # of the adapted layers
+    adapter.SOMA = CN()
+    adapter.SOMA.COMPONENTS = "minor"  # "minor" (SoMA), or the paper's ablations "major", "random"
+    # "decompose_first", for ablation: decompose random weights, then load the pretrained ones over the residual.
+    adapter.SOMA.ORDER = "load_first"
+    adapter.MOA = CN()
+    adapter.MOA.EXPERTS = "kronecker"  # or "lora"
+    adapter.MOA.RANKS = [1, 2, 4, 8]  # one expert for each
+    adapter.REIN = CN()
+    adapter.REIN.TOKENS = 100  # for each block; their rank is RANK
+    adapter.VPT = CN()
+    adapter.VPT.TOKENS = 50  # for each block
+    adapter.ADAPTFORMER = CN()
+    adapter.ADAPTFORMER.WIDTH = 64  # features of the bottleneck
+
+
+def _add_data(cfg: CN) -> None:
+    weather = cfg.DATASETS.WEATHER = CN()
+    weather.PREFIX = "diverse_weather"  # data sets are named <prefix>_<domain>_<list>
+    weather.ROOT = ""  # folder of the domains; empty: diverseWeather in $DETECTRON2_DATASETS, or in datasets
+    weather.DOMAINS = list(DOMAINS)
+    weather.CLASSES = list(CLASSES)
+    cfg.DATASETS.COCO_JSON = []  # further data sets: [[name, json file, folder of images], ...]
+    cfg.DATASETS.SOURCE_TEST = ""  # the member of DATASETS.TEST that is the source domain; all others are unseen
+
+    # Test images are padded with gray 114, right and bottom, to at least INPUT.AUGMENTATION.CROP_SIZE: the ViT then sees
+    # the grid of patches that it was trained on, as in the authors' code. False: only to multiples of the largest stride.
+    cfg.INPUT.PAD_TO_CROP = False
+    augmentation = cfg.INPUT.AUGMENTATION = CN()
+    augmentation.SCALE_RANGE = [0.1, 2.0]  # random resize, relative to CROP_SIZE
+    augmentation.CROP_SIZE = [1024, 1024]  # (H, W), pixels; smaller images are padded
+    augmentation.PHOTOMETRIC = True  # random brightness, contrast, saturation, hue and order of the channels
+
+
+def _add_solver(cfg: CN) -> None:
+    cfg.SOLVER.BETAS = [0.9, 0.999]  # of AdamW
+    cfg.SOLVER.BACKBONE_LR_MULTIPLIER = 0.5  # of the ViT, against SOLVER.BASE_LR
+    cfg.SOLVER.BACKBONE_WEIGHT_DECAY_MULTIPLIER = 0.2  # of the ViT, against SOLVER.WEIGHT_DECAY
+
+    annealing = cfg.SOLVER.WEIGHT_DECAY_ANNEALING = CN()
+    annealing.ENABLED = True
+    annealing.FINAL = 1e-5  # weight decay of the last iteration
+
+    cfg.SOLVER.AMP.DTYPE = "float16"  # or "bfloat16", which CPUs have too; with SOLVER.AMP.ENABLED, TEST.AMP.ENABLED
+    cfg.SOLVER.AMP.CPU = "auto"  # train in bfloat16 where the CPU has AMX, also without SOLVER.AMP.ENABLED; or "off"
+
+    freezing = cfg.SOLVER.FREEZING = CN()
+    freezing.MODULES = []  # regular expressions of module names to freeze besides the ViT's leading blocks
+    freezing.UNTIL = 0  # iteration at which they thaw; 0: never
+
+
+def _add_test(cfg: CN) -> None:
+    cfg.TEST.BATCH_SIZE = 1  # images of one size that a process evaluates at a time
+    cfg.TEST.COMPILE = False  # torch.compile the blocks of the ViT; needs a C++ compiler
+    cfg.TEST.AMP = CN()
+    cfg.TEST.AMP.ENABLED = False  # evaluate the backbone in SOLVER.AMP.DTYPE
