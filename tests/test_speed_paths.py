@@ -8,7 +8,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
-from training import options, tiny_cfg, write_data
+from training import options, tiny_cfg, vit_of, write_data
 
 from soma_det.adapters import ADAPTERS, inject_adapter, is_mergeable
 from soma_det.adapters.soma import SomaLinear, inject_soma

@@ -7,15 +7,14 @@ from detectron2.data import transforms as T
 from detectron2.structures import Instances
 from torch import nn
 
-from soma_det.adapters import is_mergeable, merge_adapter
+from soma_det.adapters import is_mergeable, merge
 from soma_det.engine import load_model
 
 
 class Predictor:
     """Prepares an image as in testing, runs the model, and hands back its detections in the image's own pixels.
 
-    Does what Detectron2's DefaultPredictor does, for a model that is loaded already: DefaultPredictor would load
-    MODEL.WEIGHTS with a checkpointer that lets mismatched weights pass.
+    Stands in for Detectron2's DefaultPredictor, which builds the model itself and lets mismatched weights pass.
     """
 
     def __init__(self, model: nn.Module, min_size: int, max_size: int, input_format: str):
@@ -27,7 +26,7 @@ class Predictor:
             input_format: the order of channels that the model takes, "RGB" or "BGR".
         """
         if input_format not in ("RGB", "BGR"):
-            raise ValueError(f"INPUT.FORMAT is {input_format!r}; it has to be RGB or BGR.")
+            raise ValueError(f"INPUT.FORMAT is {input_format!r}: set it to RGB or BGR.")
         self.model = model
         self._resize = T.ResizeShortestEdge([min_size, min_size], max_size)
         self._flip_channels = input_format == "RGB"
@@ -49,6 +48,6 @@ def build_predictor(cfg: CfgNode) -> Predictor:
         ValueError: see :func:`soma_det.engine.load_model`.
     """
     model = load_model(cfg)
-    if any(map(is_mergeable, model.modules())):
-        merge_adapter(model)
+    if is_mergeable(model):
+        merge(model)
     return Predictor(model, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.FORMAT)
