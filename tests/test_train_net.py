@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,10 +64,11 @@ def test_wrong_input_is_explained_and_leaves_no_output_folder(data, tmp_path, ch
 @pytest.mark.parametrize(
     "device, flags, message",
     [
-        ("cpu", ["--num-gpus", "2"], "--num-gpus 2 with MODEL.DEVICE cpu: add MODEL.DEVICE cuda"),
+        ("cpu", ["--num-gpus", "2"], "--num-gpus 2 with MODEL.DEVICE cpu: this machine has a GPU.*CUDA_VISIBLE_DEVICES"),
+        ("cuda", ["--num-gpus", "3"], "--num-gpus is 3, and there are 2 GPUs"),
         ("cuda:1", ["--num-gpus", "2"], "one GPU for several processes"),
         ("cuda:2", [], "there are 2 GPUs"),
-        ("gpu", [], "'gpu', which is no device: set it to cuda or cpu"),
+        ("gpu", [], "'gpu'.*set it to cuda or cpu"),
     ],
 )
 def test_devices_that_processes_cannot_use_are_explained(data, tmp_path, monkeypatch, device, flags, message):
@@ -73,6 +77,23 @@ def test_devices_that_processes_cannot_use_are_explained(data, tmp_path, monkeyp
     with pytest.raises(SystemExit, match=message):
         run(data, tmp_path / "output", *flags, MODEL__DEVICE=device)
     assert not (tmp_path / "output").exists()
+
+
+def test_wrong_input_is_explained_once_and_before_processes_start(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_net, "launch", lambda *args, **options: pytest.fail("processes were started"))
+    for flags, changes in ((["--num-gpus", "2"], dict(MODEL__DEVICE="tpu")), ([], dict(SOLVER__MAX_ITERS=3))):
+        words = [str(word) for word in options(data, tmp_path, **changes)]
+        with pytest.raises(SystemExit, match="train_net.py: "):
+            train_net.start(train_net.parse_args(["--config-file", CONFIG, *flags, *words]))
+
+
+def test_openmps_threads_wait_passively_unless_told_otherwise():
+    code = f"import os, runpy; runpy.run_path({str(TOOL)!r}); print(os.environ['OMP_WAIT_POLICY'])"
+    for value in (None, "active"):
+        environment = {key: text for key, text in os.environ.items() if key != "OMP_WAIT_POLICY"}
+        environment |= {"OMP_WAIT_POLICY": value} if value else {}
+        run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+        assert run.stdout.split() == [value or "passive"], run.stderr[-2000:]
 
 
 def test_help_has_examples_and_names_every_method(capsys):

@@ -7,6 +7,7 @@ from torch import nn
 
 from soma_det.adapters import find_adapter_layers
 from soma_det.checkpoint import metadata
+from soma_det.checkpoint.convert import convert_old_names
 from soma_det.modeling.backbone.timm_vit import TimmViT
 
 PARTIAL_SUFFIX = ".partial"
@@ -67,6 +68,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         return super().load(path, *args, **kwargs)
 
     def _load_model(self, checkpoint: dict):
+        checkpoint["model"] = convert_old_names(checkpoint["model"])
         names = set(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
         problems = [name for name, *_ in incompatible.incorrect_shapes]

@@ -60,7 +60,7 @@ def merged_for_inference(model: nn.Module) -> Iterator[nn.Module]:
 
 
 class _AutocastBackbone(Backbone):
-    """Another backbone under autocast; its features are handed on in fp32, in which boxes are pooled."""
+    """Another backbone under autocast; this project's hand on their features in fp32, in which boxes are pooled."""
 
     def __init__(self, backbone: Backbone, dtype: torch.dtype):
         super().__init__()
@@ -69,7 +69,7 @@ class _AutocastBackbone(Backbone):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(N, 3, H, W) -> {"p2": (N, C, H/4, W/4), ...}"""
         with torch.autocast(x.device.type, dtype=self.dtype):
-            return {name: feature.float() for name, feature in self.backbone(x).items()}
+            return self.backbone(x)
 
     @property
     def size_divisibility(self) -> int:
