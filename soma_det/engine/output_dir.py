@@ -30,8 +30,8 @@ def _require_same_model(cfg: CfgNode, saved: str) -> None:
     with open(saved) as file:
         before = _flat(yaml.safe_load(file)["MODEL"])
     now = _flat(yaml.safe_load(cfg.dump())["MODEL"])
-    # Keys that one of two versions does not have are left out, as are those that change no weight.
-    common = now.keys() & before.keys() - {"WEIGHTS", "DEVICE"}
+    # Left out: keys that only one of two versions has, the device, and weights, all of which the checkpoint brings.
+    common = now.keys() & before.keys() - {"WEIGHTS", "VIT.WEIGHTS", "DEVICE"}
     changed = [f"MODEL.{key} ({before[key]} before, {now[key]} now)" for key in sorted(common) if now[key] != before[key]]
     if changed:
         raise ValueError(
