@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 from detectron2.engine import SimpleTrainer
+from timm.layers import LayerNorm2d
 from torch import nn
 
-from soma_det.engine.hooks import GradientClipping, LayerFreezing, WeightDecayAnnealing, annealed_weight_decay
+from soma_det.engine.hooks import GradientClipping, LayerFreezing, WeightDecayAnnealing
 from soma_det.solver.build import build_adamw
 
 
@@ -38,11 +39,20 @@ def train(model, hooks, iterations=4, note=lambda: None, optimizer=None):
     return trainer
 
 
+def annealed(initial, final, iteration, max_iter):
+    """The formula of arXiv 2412.04077, section 3.3."""
+    return final + (initial - final) * (1 + math.cos(math.pi * iteration / max_iter)) / 2
+
+
 def test_annealing_is_a_half_cosine_from_the_initial_value_to_the_final_one():
-    assert annealed_weight_decay(0.05, 1e-5, 0, 40) == pytest.approx(0.05)
-    assert annealed_weight_decay(0.05, 1e-5, 20, 40) == pytest.approx((0.05 + 1e-5) / 2)
-    assert annealed_weight_decay(0.05, 1e-5, 10, 40) == pytest.approx(1e-5 + (0.05 - 1e-5) * (1 + math.sqrt(0.5)) / 2)
-    assert annealed_weight_decay(0.05, 1e-5, 40, 40) == pytest.approx(1e-5)
+    model = Toy()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.05)
+    decay = lambda: optimizer.param_groups[0]["weight_decay"]  # noqa: E731
+    notes = train(model, [WeightDecayAnnealing(1e-5)], iterations=40, note=decay, optimizer=optimizer).notes
+    assert notes[0] == 0.05
+    assert notes[20] == pytest.approx((0.05 + 1e-5) / 2)
+    assert notes == pytest.approx([annealed(0.05, 1e-5, t, 40) for t in range(40)], rel=1e-13)
+    assert optimizer.param_groups[0]["initial_weight_decay"] == 0.05
 
 
 def test_every_group_anneals_from_its_own_value_and_zero_stays_zero():
@@ -75,7 +85,7 @@ def test_annealing_resumed_from_the_optimizers_state_continues_the_curve():
     trainer.notes, trainer.note = [], lambda: resumed.param_groups[0]["weight_decay"]
     trainer.register_hooks([WeightDecayAnnealing(0.1)])
     trainer.train(2, 4)
-    expected = [annealed_weight_decay(0.4, 0.1, t, 4) for t in (2, 3)]
+    expected = [annealed(0.4, 0.1, t, 4) for t in (2, 3)]
     assert trainer.notes == pytest.approx(expected)
 
 
@@ -116,9 +126,16 @@ def test_layers_frozen_for_good_stay_in_evaluation_mode_and_are_verified_at_the_
         train(model, [Meddler(["first"])], optimizer=optimizer)
 
 
-def test_freezing_for_good_what_still_requires_gradients_is_refused_with_the_remedy():
-    with pytest.raises(ValueError, match="first is to be frozen for good.*call soma_det.modeling.freezing.freeze"):
-        train(Toy(), [LayerFreezing(["first"])])
+def test_a_model_built_without_freezing_is_frozen_for_good_all_the_same():
+    model = Toy()
+    start = model.first.weight.detach().clone()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
+    train(model, [LayerFreezing(["first"])], optimizer=optimizer)
+    assert torch.equal(model.first.weight, start) and model.first.weight not in optimizer.state
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_name_that_no_module_has_is_refused():
     with pytest.raises(ValueError, match="'frist' matches no module"):
         train(Toy(), [LayerFreezing(["frist"])])
 
@@ -142,8 +159,9 @@ def test_optimizer_groups_follow_the_recipe():
         {"backbone": nn.ModuleDict({"vit": Toy(), "pyramid": nn.Linear(2, 2)}), "head": nn.LayerNorm(2)}
     )
     model["backbone"]["vit"].first.requires_grad_(False)
-    optimizer = build_adamw(model, lr=2e-4, weight_decay=0.05)
+    optimizer = build_adamw(model, lr=2e-4, weight_decay=0.05, vit=model["backbone"]["vit"])
     groups = {group["name"]: group for group in optimizer.param_groups}
+    assert list(groups) == ["backbone", "backbone_norm", "head", "head_norm"]  # checkpoints hold them by index
     assert {name: (group["lr"], group["weight_decay"]) for name, group in groups.items()} == {
         "backbone": (1e-4, pytest.approx(0.01)),
         "backbone_norm": (1e-4, 0),
@@ -151,6 +169,12 @@ def test_optimizer_groups_follow_the_recipe():
         "head_norm": (2e-4, 0),
     }
     assert [len(groups[name]["params"]) for name in ("backbone", "backbone_norm", "head", "head_norm")] == [2, 2, 2, 2]
+
+
+def test_without_a_vit_everything_is_head_and_the_norms_come_last_wherever_they_are_in_the_model():
+    model = nn.Sequential(nn.LayerNorm(2), LayerNorm2d(2), nn.Linear(2, 2))
+    groups = build_adamw(model, lr=2e-4, weight_decay=0.05).param_groups
+    assert [(group["name"], len(group["params"])) for group in groups] == [("head", 2), ("head_norm", 4)]
 
 
 def test_an_optimizer_without_anything_to_train_is_refused():

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def test_it_trains_resumes_and_evaluates_into_one_folder(data, tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(MODEL__ADAPTER__NAME="sora"), "(?s)Unknown adapter 'sora'.*lora .*soma "),
+        (dict(MODEL__ADAPTER__NAME="sora"), "(?s)Unknown adapter 'sora'.*lora.*soma"),
         (dict(DATASETS__TRAIN=["tiny_daytime_claer_train"]), "(?s)tiny_daytime_claer_train.*tiny_daytime_clear_train"),
         (dict(DATASETS__WEATHER__ROOT="/nowhere"), "(?s)/nowhere.*DATASETS.WEATHER.ROOT"),
         (dict(DATASETS__COCO_JSON=[["mine", "/nowhere.json", "/"]]), "nowhere.json does not exist"),
@@ -61,10 +62,11 @@ def test_wrong_input_is_explained_and_leaves_no_output_folder(data, tmp_path, ch
 @pytest.mark.parametrize(
     "device, flags, message",
     [
-        ("cpu", ["--num-gpus", "2"], "--num-gpus 2 with MODEL.DEVICE cpu: add MODEL.DEVICE cuda"),
+        ("cpu", ["--num-gpus", "2"], "--num-gpus 2 with MODEL.DEVICE cpu: this machine has a GPU.*CUDA_VISIBLE_DEVICES"),
+        ("cuda", ["--num-gpus", "3"], "--num-gpus is 3, and there are 2 GPUs"),
         ("cuda:1", ["--num-gpus", "2"], "one GPU for several processes"),
         ("cuda:2", [], "there are 2 GPUs"),
-        ("gpu", [], "'gpu', which is no device: set it to cuda or cpu"),
+        ("gpu", [], "'gpu'.*set it to cuda or cpu"),
     ],
 )
 def test_devices_that_processes_cannot_use_are_explained(data, tmp_path, monkeypatch, device, flags, message):
@@ -73,6 +75,24 @@ def test_devices_that_processes_cannot_use_are_explained(data, tmp_path, monkeyp
     with pytest.raises(SystemExit, match=message):
         run(data, tmp_path / "output", *flags, MODEL__DEVICE=device)
     assert not (tmp_path / "output").exists()
+
+
+def test_wrong_input_is_explained_once_and_before_processes_start(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_net, "launch", lambda *args, **options: pytest.fail("processes were started"))
+    for flags, changes in ((["--num-gpus", "2"], dict(MODEL__DEVICE="tpu")), ([], dict(SOLVER__MAX_ITERS=3))):
+        words = [str(word) for word in options(data, tmp_path, **changes)]
+        with pytest.raises(SystemExit, match="train_net.py: "):
+            train_net.start(train_net.parse_args(["--config-file", CONFIG, *flags, *words]))
+
+
+@pytest.mark.parametrize("own, expected", [(None, "passive"), ("active", "active")])
+def test_openmps_threads_wait_passively_unless_told_otherwise(monkeypatch, own, expected):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if own:
+        monkeypatch.setenv("OMP_WAIT_POLICY", own)
+    before_torch = TOOL.read_text().split("import soma_det")[0]  # where OpenMP is not loaded yet
+    exec(compile(before_torch, str(TOOL), "exec"), {})
+    assert os.environ["OMP_WAIT_POLICY"] == expected
 
 
 def test_help_has_examples_and_names_every_method(capsys):

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 from detectron2.config import CfgNode
+from torch import nn
 from voc_fixtures import write_domain
 
 from soma_det.config import setup_cfg
 from soma_det.data import register_from_config
+from soma_det.modeling.backbone.timm_vit import TimmViT
 
 DOMAINS = ("daytime_clear", "night_sunny")
 CONFIG = str(Path(__file__).parents[1] / "configs" / "Base-SoMA.yaml")
@@ -46,6 +48,7 @@ def options(data: Path, output: Path, **changes) -> list:
         "INPUT.AUGMENTATION.SCALE_RANGE": [0.5, 1.5],
         "INPUT.MIN_SIZE_TEST": 48,
         "INPUT.MAX_SIZE_TEST": 64,
+        "SOLVER.AMP.CPU": "off",  # the same numbers on every CPU
         "SOLVER.IMS_PER_BATCH": 2,
         "SOLVER.MAX_ITER": 6,
         "SOLVER.STEPS": [4],
@@ -62,3 +65,8 @@ def tiny_cfg(data: Path, output: Path, **changes) -> CfgNode:
     cfg = setup_cfg(CONFIG, options(data, output, **changes))
     register_from_config(cfg)
     return cfg
+
+
+def vit_of(model: nn.Module) -> tuple[str, TimmViT]:
+    """The name and the ViT of a detector."""
+    return next((name, module) for name, module in model.named_modules() if isinstance(module, TimmViT))

@@ -3,8 +3,13 @@
 
 python tools/train_net.py --config-file configs/demo.yaml
 """
+# ruff: noqa: E402
 
 import os
+
+# OpenMP's threads wait busily for each other: beside one busy core a step took 2.9 s, and takes 1.9 s without.
+# OpenMP reads this once, when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import soma_det  # noqa: F401  (first: makes Detectron2 importable without its compiled extension)
 import torch
@@ -12,7 +17,7 @@ from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from soma_det.adapters import describe_adapters
+from soma_det.adapters import ADAPTERS
 from soma_det.config import check_device, setup_cfg
 from soma_det.data import check_data_exists, register_from_config
 from soma_det.engine import Trainer, load_model
@@ -20,11 +25,18 @@ from soma_det.engine.distributed import init_torchrun_process_group, started_by_
 from soma_det.engine.output_dir import check_output_dir
 from soma_det.modeling.backbone.build import check_pretrained
 
+DESCRIPTION = "Train a detector on its source domain and evaluate it in every weather."
+
 EXAMPLES = """
+Examples:
+
 Train, then evaluate every split of the config:
     python tools/train_net.py --config-file configs/demo.yaml
 
-Go on after an interruption:
+Adapt the ViT by another method, into a folder of its own:
+    python tools/train_net.py --config-file configs/demo.yaml MODEL.ADAPTER.NAME lora OUTPUT_DIR output/lora
+
+Continue after an interruption:
     python tools/train_net.py --config-file configs/demo.yaml --resume
 
 Evaluate a checkpoint:
@@ -35,20 +47,58 @@ Change settings, on 8 GPUs:
     python tools/train_net.py --config-file configs/diverse_weather/faster_rcnn_dinov2_b.yaml --num-gpus 8 \\
         SOLVER.IMS_PER_BATCH 16 OUTPUT_DIR output/b16
 
-Several processes without GPUs:
-    torchrun --nproc-per-node 2 tools/train_net.py --config-file configs/demo.yaml
+Two processes on a machine without GPUs (or by torchrun --nproc-per-node 2):
+    python tools/train_net.py --config-file configs/demo.yaml --num-gpus 2 MODEL.DEVICE cpu
 
-The keys are listed in soma_det/config.py and in the README. Detectron2's own keys of the model, the schedule and the
-evaluation work too; its augmentation (INPUT.MIN_SIZE_TRAIN, INPUT.CROP) and SGD have their place taken by INPUT.AUGMENTATION and AdamW.
+The keys are listed in soma_det/config and in the README. Detectron2's own keys of the model, the schedule and the
+evaluation work too; INPUT.AUGMENTATION replaces its augmentation (INPUT.MIN_SIZE_TRAIN, INPUT.CROP), and AdamW its SGD.
 
 How the ViT is adapted, MODEL.ADAPTER.NAME (docs/adapters.md):
+{adapters}
+
+The classic baseline has no ViT: MODEL.BACKBONE.NAME build_ibn_resnet_fpn_backbone is a ResNet with instance and batch
+normalization (IBN-Net); see projects/AdapterComparison/configs/ibn_resnet.yaml.
 """
 
 
-IBN_NET = """
-The classic baseline has no ViT: MODEL.BACKBONE.NAME build_ibn_resnet_fpn_backbone, a ResNet with instance and batch
-normalization (IBN-Net); see configs/adapters/ibn_resnet.yaml.
-"""
+def parse_args(argv=None):
+    """Detectron2's arguments; a config file is required."""
+    adapters = "\n".join(f"    {name:<12}{ADAPTERS[name].summary}" for name in sorted(ADAPTERS))
+    parser = default_argument_parser(epilog=EXAMPLES.format(adapters=adapters))
+    parser.description = DESCRIPTION
+    args = parser.parse_args(argv)
+    if not args.config_file:
+        parser.error("--config-file is required, for example --config-file configs/demo.yaml")
+    if not os.path.isfile(args.config_file):
+        parser.error(f"there is no config file {args.config_file}")
+    return args
+
+
+def check_processes(cfg, num_gpus):
+    """Raise a ValueError where the processes cannot have the device that MODEL.DEVICE names."""
+    check_device(cfg)
+    device, gpus = torch.device(cfg.MODEL.DEVICE), torch.cuda.device_count()
+    if num_gpus > 1 and device.type == "cpu" and torch.cuda.is_available():
+        raise ValueError(
+            f"--num-gpus {num_gpus} with MODEL.DEVICE cpu: this machine has a GPU, for which Detectron2 would set the "
+            "processes up. Hide it (CUDA_VISIBLE_DEVICES= in front of the command), or use torchrun."
+        )
+    if device.type == "cuda" and num_gpus > gpus:
+        raise ValueError(f"--num-gpus is {num_gpus}, and there are {gpus} GPUs.")
+    if device.index is not None and (num_gpus > 1 or started_by_torchrun()):
+        raise ValueError(
+            f"MODEL.DEVICE {device} is one GPU for several processes: set it to cuda, and choose GPUs by CUDA_VISIBLE_DEVICES."
+        )
+
+
+def prepare_process(cfg, num_gpus):
+    """Join the other processes of this run, and share the machine with them."""
+    if started_by_torchrun():
+        init_torchrun_process_group(cfg.MODEL.DEVICE)
+    if torch.device(cfg.MODEL.DEVICE).index is not None:
+        torch.cuda.set_device(cfg.MODEL.DEVICE)  # what Detectron2 and torch measure is the current one's
+    if cfg.MODEL.DEVICE == "cpu" and num_gpus > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // num_gpus))
 
 
 def setup(args):
@@ -57,10 +107,8 @@ def setup(args):
     Wrong keys, folders and data are found here, before anything is built or overwritten.
     """
     cfg = setup_cfg(args.config_file, args.opts)
-    check_device(cfg)
-    choose_device(cfg, args.num_gpus)
-    if started_by_torchrun():
-        init_torchrun_process_group(cfg.MODEL.DEVICE)
+    check_processes(cfg, args.num_gpus)
+    prepare_process(cfg, args.num_gpus)
     if not args.eval_only:
         check_output_dir(cfg, args.resume)
     register_from_config(cfg)
@@ -70,23 +118,6 @@ def setup(args):
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="soma_det", abbrev_name="soma")
     return cfg
-
-
-def choose_device(cfg, num_gpus):
-    """Make a GPU that MODEL.DEVICE names by its index the current one; a ValueError where several processes have to share it."""
-    device = torch.device(cfg.MODEL.DEVICE)
-    several = num_gpus > 1 or started_by_torchrun()
-    if num_gpus > 1 and device.type == "cpu":
-        raise ValueError(
-            f"--num-gpus {num_gpus} with MODEL.DEVICE cpu: add MODEL.DEVICE cuda, or start processes on CPUs by torchrun."
-        )
-    if device.type == "cpu" or device.index is None:
-        return
-    if several:
-        raise ValueError(
-            f"MODEL.DEVICE {device} is one GPU for several processes: set it to cuda, and choose GPUs by CUDA_VISIBLE_DEVICES."
-        )
-    torch.cuda.set_device(device)  # what Detectron2 and torch measure is the current one's
 
 
 def main(args):
@@ -102,25 +133,14 @@ def main(args):
     return trainer.train()
 
 
-def parse_args(argv=None):
-    """Detectron2's arguments; a config file is required."""
-    parser = default_argument_parser(epilog=f"Examples:\n{EXAMPLES}{describe_adapters()}\n{IBN_NET}")
-    parser.description = "Train a detector on its source domain and evaluate it in every weather."
-    args = parser.parse_args(argv)
-    if not args.config_file:
-        parser.error("--config-file is required, for example --config-file configs/demo.yaml")
-    if not os.path.isfile(args.config_file):
-        parser.error(f"there is no config file {args.config_file}")
-    return args
+def start(args):
+    """Run :func:`main` in as many processes as --num-gpus says."""
+    try:
+        check_processes(setup_cfg(args.config_file, args.opts), args.num_gpus)
+    except ValueError as error:  # said once, and before there are processes
+        raise SystemExit(f"train_net.py: {error}") from error
+    launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
 
 
 if __name__ == "__main__":
-    args = parse_args()
-    launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    start(parse_args())

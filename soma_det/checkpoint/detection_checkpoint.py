@@ -1,13 +1,15 @@
 """Checkpoints that survive interruption and refuse weights of another kind."""
 
-import logging
 import os
 
 from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
 
-logger = logging.getLogger(__name__)
+from soma_det.adapters import find_adapter_layers
+from soma_det.checkpoint import metadata
+from soma_det.checkpoint.convert import convert_old_names
+from soma_det.modeling.backbone.timm_vit import TimmViT
 
-ADAPTED_SUFFIX = ".residual"  # the name of what SoMA leaves frozen of a weight
 PARTIAL_SUFFIX = ".partial"
 
 
@@ -16,7 +18,16 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
     A checkpoint has to fit the ViT it is loaded into: dense weights in adapted layers would count the trained
     components twice, and the reverse would drop them.
+
+    Args:
+        model: also one that is wrapped in DistributedDataParallel.
+        description: of the model, see :func:`soma_det.checkpoint.metadata.describe_model`; saved with each checkpoint.
+        checkpointables: whose state dicts are saved too, by name.
     """
+
+    def __init__(self, model: nn.Module, save_dir: str = "", description: dict | None = None, **checkpointables):
+        super().__init__(model, save_dir, **checkpointables)
+        self.description = description or {}
 
     def save(self, name: str, **kwargs) -> None:
         """Write ``name``.pth into the output folder.
@@ -25,7 +36,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
             OSError: it could not be written, for example because the disk is full; earlier ones are untouched.
         """
         try:
-            super().save(name + PARTIAL_SUFFIX, **kwargs)
+            super().save(name + PARTIAL_SUFFIX, **{metadata.KEY: self.description}, **kwargs)
         except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
             partial = os.path.join(self.save_dir, f"{name}{PARTIAL_SUFFIX}.pth")
             if os.path.exists(partial):
@@ -49,37 +60,34 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the checkpoint's ViT is adapted and the model's is not, or the reverse, or is adapted otherwise; or weights are missing.
+            ValueError: weights of the backbone are missing or left over, or any has another shape. A backbone without
+                a ViT may miss weights, as Detectron2's ResNets do.
         """
         if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
             raise FileNotFoundError(f"There is no checkpoint {path}: correct MODEL.WEIGHTS, or leave out --resume.")
         return super().load(path, *args, **kwargs)
 
     def _load_model(self, checkpoint: dict):
-        self._require_same_kind(set(checkpoint["model"]))
+        checkpoint["model"] = convert_old_names(checkpoint["model"])
+        names = set(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
-        unequal = [*incompatible.missing_keys, *incompatible.unexpected_keys]
-        problems = [key for key in unequal if key.startswith("backbone.net.")]
-        problems += [name for name, *_ in incompatible.incorrect_shapes]
+        problems = [name for name, *_ in incompatible.incorrect_shapes]
+        if any(isinstance(module, TimmViT) for module in self.model.modules()):
+            unequal = [*incompatible.missing_keys, *incompatible.unexpected_keys]
+            problems += [name for name in unequal if name.startswith("backbone.")]
         if problems:
-            raise ValueError(
-                f"The checkpoint is of another model: {len(problems)} weights are missing, left over or of another "
-                f"shape, such as {problems[:3]}. Use the config it was trained with (config.yaml in its folder); to "
-                "train for other classes, start from MODEL.VIT.WEIGHTS."
-            )
+            raise ValueError(self._explain(problems, names) + metadata.describe_checkpoint(checkpoint.get(metadata.KEY)))
         return incompatible
 
-    def _require_same_kind(self, names: set[str]) -> None:
-        model_names = set(self.model.state_dict())
-        in_model = sorted(name for name in model_names if name.endswith(ADAPTED_SUFFIX))
-        in_checkpoint = sorted(name for name in names if name.endswith(ADAPTED_SUFFIX))
-        if in_model and not in_checkpoint:
-            raise ValueError(
-                f"These are dense weights, and the model is adapted ({in_model[0]}): loaded after the decomposition they "
+    def _explain(self, problems: list[str], names: set[str]) -> str:
+        dense = [f"{name}.weight" for name in find_adapter_layers(self.model) if f"{name}.weight" in names & set(problems)]
+        if dense:
+            return (
+                f"These are dense weights, and the model is adapted ({dense[0]}): loaded after the decomposition they "
                 "would count the trained components twice. Give them as MODEL.VIT.WEIGHTS, which is loaded before it."
             )
-        if in_checkpoint and not in_model:
-            raise ValueError(
-                f"The checkpoint is of an adapted model ({in_checkpoint[0]}), and this model is not adapted. "
-                "Set MODEL.ADAPTER as in the config.yaml beside the checkpoint."
-            )
+        return (
+            f"The checkpoint is of another model: {len(problems)} weights are missing, left over or of another "
+            f"shape, such as {problems[:3]}. Use the config it was trained with (config.yaml in its folder); to "
+            "train for other classes, start from MODEL.VIT.WEIGHTS."
+        )

@@ -1,4 +1,4 @@
-"""Process groups for torchrun, on GPUs or on CPUs; Detectron2's own launcher needs GPUs."""
+"""Process groups for torchrun, on GPUs or on CPUs; ``--num-gpus`` uses Detectron2's own launcher."""
 
 import os
 
@@ -20,12 +20,4 @@ def init_torchrun_process_group(device: str) -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     # The first process alone scores the detections of all, for longer than torch waits by default.
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=DEFAULT_TIMEOUT)
-    per_machine = int(os.environ["LOCAL_WORLD_SIZE"])
-    if hasattr(comm, "create_local_process_group"):
-        comm.create_local_process_group(per_machine)
-        return
-    for first in range(0, dist.get_world_size(), per_machine):  # Detectron2 0.4 leaves this to its launcher
-        ranks = list(range(first, first + per_machine))
-        group = dist.new_group(ranks)
-        if dist.get_rank() in ranks:
-            comm._LOCAL_PROCESS_GROUP = group
+    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))

@@ -1,7 +1,6 @@
 """Hooks for Detectron2's trainers: annealed weight decay, frozen layers, and what an exact resume needs."""
 
 import logging
-import math
 import os
 import signal
 import threading
@@ -10,6 +9,7 @@ from typing import Sequence
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
+from fvcore.common.param_scheduler import CosineParamScheduler
 from torch import nn
 from torch.optim import Optimizer
 
@@ -18,26 +18,24 @@ from soma_det.modeling.freezing import fingerprint, match_modules
 logger = logging.getLogger(__name__)
 
 
-def annealed_weight_decay(initial: float, final: float, iteration: int, max_iter: int) -> float:
-    """Cosine from ``initial`` at iteration 0 to ``final`` at ``max_iter``; a weight decay of zero stays zero.
-
-    Source: arXiv 2412.04077, section 3.3.
-    """
-    if initial == 0:
-        return 0.0
-    return final + (initial - final) * (1 + math.cos(math.pi * iteration / max_iter)) / 2
+def unwrap_ddp(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel, or the model itself."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 class WeightDecayAnnealing(HookBase):
-    """Sets the weight decay of every group of the optimizer before each iteration and logs it.
+    """Lowers the weight decay of every group of the optimizer along a half cosine, and logs it.
 
-    A group's initial value is kept beside the current one, as schedulers keep ``initial_lr``, because the optimizer's
-    state brings the annealed value back on resume.
+    The value falls from the group's own at iteration 0 to ``final`` at the last one; a weight decay of zero stays zero.
+    The group's own is kept in it as ``initial_weight_decay``, as schedulers keep ``initial_lr``. Both are part of the
+    optimizer's state: a resumed training goes on along its curve, whatever SOLVER.WEIGHT_DECAY says by then.
+
+    Source: arXiv 2412.04077, section 3.3.
     """
 
     def __init__(self, final: float = 1e-5):
         if final < 0:
-            raise ValueError(f"SOLVER.WEIGHT_DECAY_ANNEALING.FINAL is {final}; it has to be 0 or more.")
+            raise ValueError(f"SOLVER.WEIGHT_DECAY_ANNEALING.FINAL is {final}: give 0 or more.")
         self.final = final
 
     def before_train(self):
@@ -45,10 +43,10 @@ class WeightDecayAnnealing(HookBase):
             group.setdefault("initial_weight_decay", group["weight_decay"])
 
     def before_step(self):
+        progress = self.trainer.iter / self.trainer.max_iter
         for index, group in enumerate(self.trainer.optimizer.param_groups):
-            group["weight_decay"] = annealed_weight_decay(
-                group["initial_weight_decay"], self.final, self.trainer.iter, self.trainer.max_iter
-            )
+            initial = group["initial_weight_decay"]
+            group["weight_decay"] = CosineParamScheduler(initial, self.final if initial else 0.0)(progress)
             name = group.get("name", index)
             self.trainer.storage.put_scalar(f"weight_decay/{name}", group["weight_decay"], smoothing_hint=False)
 
@@ -56,10 +54,11 @@ class WeightDecayAnnealing(HookBase):
 class LayerFreezing(HookBase):
     r"""Keeps listed modules frozen and in evaluation mode, for good or until an iteration.
 
-    Frozen for good: the parameters must have ``requires_grad`` off before training, as the trainer's model builder sees
-    to (switching it off later would break DistributedDataParallel); at the end they are verified to be bit-equal.
-    Frozen until an iteration: the parameters stay known to DistributedDataParallel, and their gradients are dropped
-    before the optimizer's step, so that neither momentum nor weight decay touches them and clipping ignores them.
+    Parameters of these modules that require gradients have them dropped before the optimizer's step, so that neither
+    momentum nor weight decay touches them and clipping ignores them. This works in any trainer, and under
+    DistributedDataParallel, which does not allow ``requires_grad`` to change. To save the gradients' computation too,
+    freeze the modules when the model is built (:func:`soma_det.modeling.freezing.freeze`), as this project's trainer
+    does. Modules that are frozen for good are verified to be bit-equal at the end.
 
     Args:
         modules: regular expressions of whole module names. Name modules that hold weights, such as
@@ -69,19 +68,16 @@ class LayerFreezing(HookBase):
 
     def __init__(self, modules: Sequence[str], until: int = 0):
         if until < 0:
-            raise ValueError(f"SOLVER.FREEZING.UNTIL is {until}; give the iteration of the thaw, or 0 for never.")
+            raise ValueError(f"SOLVER.FREEZING.UNTIL is {until}: give the iteration of the thaw, or 0 for never.")
         self.patterns, self.until = list(modules), until
         # Detectron2 calls after_train even where a before_train has failed.
         self.modules, self.fingerprints, self.handle = {}, {}, None
 
     def before_train(self):
-        """Finds the modules; what stays frozen for good has to be so already, since DDP is built by now."""
-        self.modules = match_modules(_unwrap(self.trainer.model), self.patterns)
+        self.modules = match_modules(unwrap_ddp(self.trainer.model), self.patterns)
         self.parameters = [p for module in self.modules.values() for p in module.parameters()]
-        if self.until:
-            self.handle = self.trainer.optimizer.register_step_pre_hook(self._drop_gradients)
-        else:
-            self._require_frozen()
+        self.handle = self.trainer.optimizer.register_step_pre_hook(self._drop_gradients)
+        if not self.until:
             self.fingerprints = {name: fingerprint(module) for name, module in self.modules.items()}
         logger.info("Frozen %s: %s", f"until {self.until}" if self.until else "for good", ", ".join(self.modules))
 
@@ -108,15 +104,6 @@ class LayerFreezing(HookBase):
             for parameter in self.parameters:
                 parameter.grad = None
 
-    def _require_frozen(self) -> None:
-        for name, module in self.modules.items():
-            training = [key for key, p in module.named_parameters() if p.requires_grad]
-            if training:
-                raise ValueError(
-                    f"{name} is to be frozen for good, but {training[:3]} require gradients: call "
-                    "soma_det.modeling.freezing.freeze before the optimizer and DistributedDataParallel are built."
-                )
-
 
 class GradientClipping(HookBase):
     """Scales the gradients of the whole model to at most one norm before the optimizer's step, and logs the norm.
@@ -130,7 +117,7 @@ class GradientClipping(HookBase):
 
     def __init__(self, max_norm: float, norm_type: float = 2.0):
         if max_norm <= 0:
-            raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_VALUE is {max_norm}; it has to be above 0.")
+            raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_VALUE is {max_norm}: give a norm above 0.")
         self.max_norm, self.norm_type = max_norm, norm_type
         self.norm = self.handle = None
 
@@ -205,7 +192,3 @@ class SaveOnInterrupt(HookBase):
             return
         logger.warning("Stopping after this iteration; once more to stop at once.")
         self.received = number
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model

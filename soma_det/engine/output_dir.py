@@ -28,14 +28,21 @@ def check_output_dir(cfg: CfgNode, resume: bool) -> None:
 
 def _require_same_model(cfg: CfgNode, saved: str) -> None:
     with open(saved) as file:
-        before = yaml.safe_load(file)["MODEL"]
-    now = yaml.safe_load(cfg.dump())["MODEL"]
-    for model in (before, now):
-        model.get("ADAPTER", {}).get("SOMA", {}).pop("CACHE", None)  # where decompositions are kept changes no result
-    free = {"WEIGHTS", "DEVICE"}
-    changed = [key for key in now if key not in free and now[key] != before.get(key)]
+        before = _flat(yaml.safe_load(file)["MODEL"])
+    now = _flat(yaml.safe_load(cfg.dump())["MODEL"])
+    # Left out: keys that only one of two versions has, the device, and weights, all of which the checkpoint brings.
+    common = now.keys() & before.keys() - {"WEIGHTS", "VIT.WEIGHTS", "DEVICE"}
+    changed = [f"MODEL.{key} ({before[key]} before, {now[key]} now)" for key in sorted(common) if now[key] != before[key]]
     if changed:
         raise ValueError(
-            f"--resume: MODEL.{', MODEL.'.join(changed)} differ from {saved}, with which the checkpoints were made. "
+            f"--resume: {', '.join(changed)} differ from {saved}, with which the checkpoints were made. "
             "Resume with that config, or train into another OUTPUT_DIR."
         )
+
+
+def _flat(node: dict, prefix: str = "") -> dict:
+    """{"ADAPTER.RANK": 16, ...}"""
+    flat = {}
+    for key, value in node.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

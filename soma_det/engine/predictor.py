@@ -14,8 +14,7 @@ from soma_det.engine import load_model
 class Predictor:
     """Prepares an image as in testing, runs the model, and hands back its detections in the image's own pixels.
 
-    Does what Detectron2's DefaultPredictor does, for a model that is loaded already: DefaultPredictor would load
-    MODEL.WEIGHTS with a checkpointer that lets mismatched weights pass.
+    Stands in for Detectron2's DefaultPredictor, which builds the model itself and lets mismatched weights pass.
     """
 
     def __init__(self, model: nn.Module, min_size: int, max_size: int, input_format: str):
@@ -27,7 +26,7 @@ class Predictor:
             input_format: the order of channels that the model takes, "RGB" or "BGR".
         """
         if input_format not in ("RGB", "BGR"):
-            raise ValueError(f"INPUT.FORMAT is {input_format!r}; it has to be RGB or BGR.")
+            raise ValueError(f"INPUT.FORMAT is {input_format!r}: set it to RGB or BGR.")
         self.model = model
         self._resize = T.ResizeShortestEdge([min_size, min_size], max_size)
         self._flip_channels = input_format == "RGB"

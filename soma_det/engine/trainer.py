@@ -3,31 +3,32 @@
 import datetime
 import logging
 import os
-import types
+import re
 import weakref
 from collections import OrderedDict
-from contextlib import nullcontext
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import DatasetEvaluators
-from detectron2.modeling import Backbone, build_model
+from detectron2.modeling import build_model
 from detectron2.utils import comm
 from torch import nn
 from torch.optim import Optimizer
 
+from soma_det.checkpoint.detection_checkpoint import AtomicCheckpointer
+from soma_det.checkpoint.metadata import describe_model
 from soma_det.config import check_device
 from soma_det.data.build import build_test_loader, build_train_loader
 from soma_det.engine import hooks
-from soma_det.checkpoint.detection_checkpoint import AtomicCheckpointer
-from soma_det.engine.inference import in_full_precision, prepared_for_inference
+from soma_det.engine.amp import mixed_precision_trainer, training_dtype
+from soma_det.engine.inference import prepared_for_inference
+from soma_det.evaluation import build_evaluator, report
+from soma_det.modeling.backbone.timm_vit import TimmViT, count_parameters
+from soma_det.modeling.freezing import freeze, match_modules
 from soma_det.solver.build import build_adamw
 from soma_det.utils import compat
 from soma_det.version import __version__
-from soma_det.evaluation import build_evaluator, report
-from soma_det.modeling.freezing import freeze, match_modules
-from soma_det.modeling.backbone.timm_vit import count_parameters
 
 VIT_BACKBONE = "build_soma_vit_backbone"
 
@@ -38,12 +39,11 @@ class Trainer(DefaultTrainer):
     """The standard trainer: AdamW groups, annealed weight decay and layer freezing come in as hooks."""
 
     def __init__(self, cfg: CfgNode):
-        amp_on_cpu = cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu"
-        # Detectron2's AMPTrainer is for CUDA alone. bfloat16 has no need of what it adds, the scaling of the loss.
         with compat.ddp_on(cfg.MODEL.DEVICE):
-            super().__init__(_without_amp(cfg) if amp_on_cpu else cfg)
-        if amp_on_cpu:
-            _train_in(self.model, "cpu", torch.bfloat16)
+            super().__init__(cfg)
+        dtype = training_dtype(cfg)
+        if dtype is not None:
+            self._trainer = mixed_precision_trainer(self._trainer, dtype, cfg.MODEL.DEVICE)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -51,8 +51,6 @@ class Trainer(DefaultTrainer):
         model = build_model(cfg)
         if cfg.SOLVER.FREEZING.UNTIL == 0:
             freeze(match_modules(model, cfg.SOLVER.FREEZING.MODULES).values())
-        if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE != "cpu":
-            _train_in(model, "cuda", getattr(torch, cfg.SOLVER.AMP.DTYPE))
         logger.info(
             "Model: %d of %d parameters train", count_parameters(model, trainable=True), count_parameters(model)
         )
@@ -66,6 +64,7 @@ class Trainer(DefaultTrainer):
             lr=cfg.SOLVER.BASE_LR,
             weight_decay=cfg.SOLVER.WEIGHT_DECAY,
             betas=cfg.SOLVER.BETAS,
+            vit=next(iter(_find_vits(model).values()), None),
             backbone_lr_multiplier=cfg.SOLVER.BACKBONE_LR_MULTIPLIER,
             backbone_weight_decay_multiplier=cfg.SOLVER.BACKBONE_WEIGHT_DECAY_MULTIPLIER,
             norm_weight_decay=cfg.SOLVER.WEIGHT_DECAY_NORM,
@@ -86,24 +85,16 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks, and before them this project's, which set up each step."""
         # DefaultTrainer has just made its own checkpointer, and the hooks built next will hold on to it.
-        self.checkpointer = AtomicCheckpointer(self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
-        return _recipe_hooks(self.cfg, self.data_loader.seed) + super().build_hooks() + [hooks.SaveOnInterrupt()]
+        self.checkpointer = AtomicCheckpointer(
+            self.model, self.cfg.OUTPUT_DIR, description=describe_model(self.cfg), trainer=weakref.proxy(self)
+        )
+        recipe = _recipe_hooks(self.cfg, hooks.unwrap_ddp(self.model), self.data_loader.seed)
+        return recipe + super().build_hooks() + [hooks.SaveOnInterrupt()]
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As Detectron2's; a resumed training also goes on in the data where it stopped."""
         super().resume_or_load(resume=resume)
         self.data_loader.start_iteration = self.start_iter
-
-    def state_dict(self) -> dict:
-        """With the optimizer's state, which Detectron2 0.4 leaves out."""
-        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
-
-    def load_state_dict(self, state_dict: dict) -> None:
-        """As Detectron2's, with the optimizer's state, also of a training that did not scale its loss."""
-        if hasattr(self._trainer, "grad_scaler"):
-            state_dict["_trainer"].setdefault("grad_scaler", self._trainer.grad_scaler.state_dict())
-        super().load_state_dict(state_dict)
-        self._trainer.load_state_dict(state_dict["_trainer"])
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> OrderedDict:
@@ -139,11 +130,15 @@ def _describe_run(cfg: CfgNode) -> dict[str, str | int]:
     }
 
 
-def _recipe_hooks(cfg: CfgNode, seed: int) -> list[HookBase]:
+def _find_vits(model: nn.Module) -> dict[str, TimmViT]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, TimmViT)}
+
+
+def _recipe_hooks(cfg: CfgNode, model: nn.Module, seed: int) -> list[HookBase]:
     recipe = [hooks.SeedEachIteration(seed)]
-    if cfg.MODEL.VIT.FROZEN_BLOCKS and cfg.MODEL.BACKBONE.NAME == VIT_BACKBONE:
+    for name in _find_vits(model) if cfg.MODEL.VIT.FROZEN_BLOCKS else ():
         blocks = "|".join(f"blocks\\.{index}" for index in range(cfg.MODEL.VIT.FROZEN_BLOCKS))
-        recipe.append(hooks.LayerFreezing([rf"backbone\.net\.model\.(patch_embed|{blocks})"]))
+        recipe.append(hooks.LayerFreezing([rf"{re.escape(name)}\.model\.(patch_embed|{blocks})"]))
     if cfg.SOLVER.FREEZING.MODULES:
         recipe.append(hooks.LayerFreezing(cfg.SOLVER.FREEZING.MODULES, cfg.SOLVER.FREEZING.UNTIL))
     if cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
@@ -151,29 +146,6 @@ def _recipe_hooks(cfg: CfgNode, seed: int) -> list[HookBase]:
     if cfg.SOLVER.WEIGHT_DECAY_ANNEALING.ENABLED:
         recipe.append(hooks.WeightDecayAnnealing(cfg.SOLVER.WEIGHT_DECAY_ANNEALING.FINAL))
     return recipe
-
-
-def _without_amp(cfg: CfgNode) -> CfgNode:
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.SOLVER.AMP.ENABLED = False
-    cfg.freeze()
-    return cfg
-
-
-def _train_in(model: nn.Module, device: str, dtype: torch.dtype) -> None:
-    """Run the model's training forward pass under autocast to this dtype, and hand on the backbone's features in fp32.
-
-    Detectron2 0.4 knows fp16 only; inside its own autocast, this inner one decides.
-    """
-
-    def autocast_forward(self: nn.Module, *args, **kwargs):
-        with torch.autocast(device, dtype=dtype) if self.training else nullcontext():
-            return type(self).forward(self, *args, **kwargs)
-
-    model.forward = types.MethodType(autocast_forward, model)  # a bound method: a deep copy of the model gets its own
-    for backbone in [module for module in model.modules() if isinstance(module, Backbone)][:1]:  # the outermost
-        backbone.register_forward_hook(lambda _module, _inputs, features: in_full_precision(features))
 
 
 def load_model(cfg: CfgNode) -> nn.Module:

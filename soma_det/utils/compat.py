@@ -142,6 +142,7 @@ def _silence_deprecations() -> None:
         r"torch\.meshgrid: in an upcoming release",
         r"Creating a tensor from a list of numpy\.ndarrays",
         r"`torch\.cuda\.amp\.(autocast|GradScaler)",
+        r"torch\.cuda\.amp\.GradScaler is enabled, but CUDA is not",  # of a trainer that soma_det.engine.amp replaces
     )
     for message in messages:
         warnings.filterwarnings("ignore", message=message)

@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import cv2
+import torch
 
 MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container, on Linux
 
@@ -23,6 +24,11 @@ def cpu_name() -> str:
     lines = information.read_text(encoding="utf-8").splitlines()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def has_amx() -> bool:
+    """Whether the CPU has instructions for products of matrices in bfloat16 (Intel AMX)."""
+    return torch.cpu._is_amx_tile_supported()  # torch has no public name for it
 
 
 def memory_bytes() -> int:
