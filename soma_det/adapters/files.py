@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from soma_det.adapters.base import ADAPTERS, AdapterLayer, LowRankForm, require
@@ -50,7 +50,7 @@ def save_adapter(model: nn.Module, path: str | os.PathLike, base: nn.Module | Ma
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
         temporary = Path(folder) / path.name
-        save_file(tensors, temporary, metadata)
+        temporary.write_bytes(save(tensors, metadata))
         os.replace(temporary, path)
 
 
@@ -70,8 +70,11 @@ def load_adapter(model: nn.Module, path: str | os.PathLike) -> list[str]:
     return apply_adapter(model, *read_adapter(path))
 
 
-def read_adapter(path: str | os.PathLike) -> Description:
-    """Tensors and metadata of a file of :func:`save_adapter`; see :func:`load_adapter` for the errors."""
+def read_adapter(path: str | os.PathLike, kind: str = FORMAT) -> Description:
+    """Tensors and metadata of a file of :func:`save_adapter`, or of another format with the same metadata.
+
+    The errors are those of :func:`load_adapter`.
+    """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"There is no adapter file {path}.")
     try:
@@ -80,19 +83,21 @@ def read_adapter(path: str | os.PathLike) -> Description:
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
     require(
-        metadata.get("format") == FORMAT,
-        f"{path} is not an adapter file of soma_det (its format is {metadata.get('format')!r}, and {FORMAT!r} is known): "
-        "make one with save_adapter or tools/export_adapter.py.",
+        metadata.get("format") == kind,
+        f"{path} is not a file of the format {kind!r} but of {metadata.get('format')!r}: make one with save_adapter or, "
+        "for a whole detector, with tools/export_adapter.py.",
     )
     return tensors, metadata
 
 
-def describe_adapter(model: nn.Module, base: nn.Module | Mapping[str, Tensor]) -> Description:
-    """What :func:`save_adapter` writes."""
+def describe_adapter(
+    model: nn.Module, base: nn.Module | Mapping[str, Tensor], allow_frozen: bool = False
+) -> Description:
+    """What :func:`save_adapter` writes; with ``allow_frozen`` no tensors where nothing trains."""
     weights = base.state_dict() if isinstance(base, nn.Module) else base
     layers = find_adapter_layers(model)
     trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    require(bool(trained), "Nothing of the model trains, so there is no adapter to save: adapt it first.")
+    require(bool(trained) or allow_frozen, "Nothing of the model trains, so there is no adapter to save: adapt it first.")
     metadata = {"format": FORMAT, "base": _name_of(base), "base_sha256": base_sha256(weights)}
     forms = {name: layer.low_rank_form() for name, layer in layers.items()}
     if layers and all(forms.values()):

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from soma_det.adapters.base import require
@@ -44,7 +44,7 @@ def export_to_peft(path: str | os.PathLike, folder: str | os.PathLike) -> None:
         weights[f"{PREFIX}.{layer}.base_layer.{parameter}"] = tensor
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights, folder / "adapter_model.safetensors", {"format": "pt"})
+    (folder / "adapter_model.safetensors").write_bytes(save(weights, {"format": "pt"}))
     config = _peft_config(ranks, metadata["base"], bool(biases))
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

@@ -8,6 +8,7 @@ from torch import nn
 from soma_det.adapters import find_adapter_layers
 from soma_det.checkpoint import metadata
 from soma_det.checkpoint.convert import convert_old_names
+from soma_det.checkpoint.exported import is_exported
 from soma_det.modeling.backbone.timm_vit import TimmViT
 
 PARTIAL_SUFFIX = ".partial"
@@ -65,6 +66,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
         """
         if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
             raise FileNotFoundError(f"There is no checkpoint {path}: correct MODEL.WEIGHTS, or leave out --resume.")
+        if path and is_exported(path):
+            raise ValueError(f"{path} is an exported detector, which can be evaluated and not trained on: give a .pth file.")
         return super().load(path, *args, **kwargs)
 
     def _load_model(self, checkpoint: dict):

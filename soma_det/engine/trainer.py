@@ -17,6 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from soma_det.checkpoint.detection_checkpoint import AtomicCheckpointer
+from soma_det.checkpoint.exported import is_exported, load_exported, with_plain_vit
 from soma_det.checkpoint.metadata import describe_model
 from soma_det.config import check_device
 from soma_det.data.build import build_test_loader, build_train_loader
@@ -149,14 +150,19 @@ def _recipe_hooks(cfg: CfgNode, model: nn.Module, seed: int) -> list[HookBase]:
 
 
 def load_model(cfg: CfgNode) -> nn.Module:
-    """The config's model with the checkpoint MODEL.WEIGHTS, in evaluation mode.
+    """The config's model with MODEL.WEIGHTS, a checkpoint or an exported detector, in evaluation mode.
 
     Raises:
         ValueError: MODEL.WEIGHTS is empty, or of another kind of model.
+        FileNotFoundError: there is no such file.
     """
     if not cfg.MODEL.WEIGHTS:
         raise ValueError("MODEL.WEIGHTS is empty: name a checkpoint, such as output/model_final.pth.")
     check_device(cfg)
+    if is_exported(cfg.MODEL.WEIGHTS):
+        model = Trainer.build_model(with_plain_vit(cfg))
+        load_exported(model, cfg.MODEL.WEIGHTS)
+        return model.eval()
     model = Trainer.build_model(cfg)
     AtomicCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     return model.eval()
