@@ -4,15 +4,11 @@ import colorsys
 
 import numpy as np
 import pytest
-import soma_det  # noqa: F401
 from detectron2.data import transforms as T
 
-from soma_det.data.transforms.augmentation import (
-    PhotometricDistortion,
-    PhotometricTransform,
-    build_test_augmentation,
-    build_train_augmentation,
-)
+import soma_det  # noqa: F401
+from soma_det.data.transforms.augmentation import build_test_augmentation, build_train_augmentation
+from soma_det.data.transforms.photometric import PhotometricDistortion, PhotometricTransform
 
 RECIPE = dict(scale_range=(0.1, 2.0), crop_size=(64, 80), photometric=True, flip=True)
 
@@ -86,7 +82,8 @@ def test_the_smallest_scale_shrinks_the_image_to_a_tenth_of_the_crop_and_pads_wi
 
 def test_the_crop_moves_freely_along_both_sides():
     recipe = dict(scale_range=(2.0, 2.0), crop_size=(32, 32), photometric=False, flip=False)
-    corners = [augment(build_train_augmentation(**recipe), random_image(32, 32), (0, 0, 32, 32))[1][:2] for _ in range(300)]
+    augmentations = build_train_augmentation(**recipe)
+    corners = [augment(augmentations, random_image(32, 32), (0, 0, 32, 32))[1][:2] for _ in range(300)]
     corners = np.array(corners)
     assert corners.min() == -32 and corners.max() == 0
     assert abs(np.corrcoef(corners.T)[0, 1]) < 0.2

@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-from synthdrive import Light
 
 import soma_det  # noqa: F401
 from soma_det.data.transforms.weather import DOMAIN_EFFECTS, apply_weather
@@ -14,6 +13,7 @@ from soma_det.data.transforms.weather.fog import fog
 from soma_det.data.transforms.weather.night import headlamps, lamps, street_lighting
 from soma_det.data.transforms.weather.radiance import to_linear, to_srgb
 from soma_det.data.transforms.weather.rain import lens_drops, rain_streaks, rain_veil, wet_road
+from synthdrive import Light
 
 AIRLIGHT = (0.7, 0.72, 0.75)
 LAMP = Light(30.0, 20.0, 4.0, 4.0, 15.0, (1.0, 0.6, 0.3), 1.0, "street")

@@ -59,8 +59,8 @@ def _add_streak(alpha: np.ndarray, depth: np.ndarray, distance: float, start: Po
     row, column = int((start[1] + end[1]) / 2), int((start[0] + end[0]) / 2)
     if not (0 <= row < height and 0 <= column < width) or depth[row, column] < distance:
         return
-    ends = [(int(round(u * 16)), int(round(v * 16))) for u, v in (start, end)]
-    cv2.line(alpha, *ends, min(0.55, 0.12 + 0.45 * wide), max(1, int(round(wide))), cv2.LINE_8, 4)
+    first, last = ((round(u * 16), round(v * 16)) for u, v in (start, end))
+    cv2.line(alpha, first, last, min(0.55, 0.12 + 0.45 * wide), max(1, round(wide)), cv2.LINE_8, 4)
 
 
 @on_radiance
