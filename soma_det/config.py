@@ -71,7 +71,7 @@ def _add_data(cfg: CN) -> None:
     weather.ROOT = ""  # folder of the domains; empty: diverseWeather in $DETECTRON2_DATASETS, or in datasets
     weather.DOMAINS = list(DOMAINS)
     weather.CLASSES = list(CLASSES)
-    cfg.DATASETS.COCO_JSON = []  # further data sets: [[name, json file, folder of images], ...]
+    cfg.DATASETS.COCO_JSON = []  # further data sets: [[name, json file, folder of images(, domain)], ...]
     cfg.DATASETS.SOURCE_TEST = ""  # the member of DATASETS.TEST that is the source domain; all others are unseen
 
     augmentation = cfg.INPUT.AUGMENTATION = CN()
