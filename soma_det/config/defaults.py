@@ -60,7 +60,8 @@ def _add_data(cfg: CN) -> None:
     weather.ROOT = ""  # folder of the domains; empty: diverseWeather in $DETECTRON2_DATASETS, or in datasets
     weather.DOMAINS = list(DOMAINS)
     weather.CLASSES = list(CLASSES)
-    cfg.DATASETS.COCO_JSON = []  # further data sets: [[name, json file, folder of images], ...]
+    # Further data sets: [[name, json file, folder of images], ...], with the domain as an optional fourth.
+    cfg.DATASETS.COCO_JSON = []
     cfg.DATASETS.SOURCE_TEST = ""  # the member of DATASETS.TEST that is the source domain; all others are unseen
 
     # Test images are padded with gray 114, right and bottom, to at least INPUT.AUGMENTATION.CROP_SIZE: the ViT then sees

@@ -1,7 +1,12 @@
 """Data sets, augmentations and loaders."""
 
-from soma_det.data.datasets.register import check_data_exists, register_coco_json, register_from_config, register_weather_datasets
 from soma_det.data.datasets.diverse_weather import load_voc_domain
+from soma_det.data.datasets.register import (
+    check_data_exists,
+    register_coco_json,
+    register_from_config,
+    register_weather_datasets,
+)
 
 __all__ = [
     "check_data_exists",

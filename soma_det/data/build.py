@@ -8,22 +8,20 @@ and the position alone. So a run goes on exactly where it stopped, with any numb
 import contextlib
 import logging
 import random
-from typing import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, DatasetMapper, MapDataset
+from detectron2.data import DatasetFromList, MapDataset
 from detectron2.data.build import get_detection_dataset_dicts, trivial_batch_collator
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
-from soma_det.utils.machine import use_one_core
-
-from soma_det.data.transforms.augmentation import build_test_augmentation, build_train_augmentation
+from soma_det.data.dataset_mapper import UnreadableImageError, WeatherMapper
 from soma_det.data.datasets.register import check_data_exists
-from soma_det.data.datasets.voc_xml import UNREADABLE_IMAGE
+from soma_det.utils.machine import use_one_core
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +53,8 @@ def build_train_loader(cfg: CfgNode) -> "TrainLoader":
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
     """Every image of a data set once, shared by the processes; an unreadable one is an error.
 
-    Batches have up to TEST.BATCH_SIZE images, all of one size: none is padded for the sake of another, so that the
-    batch size changes no result.
+    Batches have up to TEST.BATCH_SIZE images, all of one size: none is padded to the size of another, so the batch size
+    changes no result.
     """
     records = get_detection_dataset_dicts([dataset_name], filter_empty=False)
     sizes = [(record.get("height"), record.get("width")) for record in records]
@@ -69,10 +67,10 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
 
 
 def equal_size_batches(indices: Iterable[int], sizes: Sequence[tuple], limit: int) -> list[list[int]]:
-    """Cut a sequence of indices into runs of at most ``limit`` whose sizes are equal; the order stays.
+    """Cut a sequence of indices into batches of at most ``limit`` images of equal size; the order stays.
 
     Args:
-        sizes: (height, width) of each index, pixels; (None, None) where unknown, which makes a batch of its own.
+        sizes: (height, width) of each image, pixels; (None, None) where unknown, which makes a batch of its own.
     """
     batches: list[list[int]] = []
     for index in indices:
@@ -84,54 +82,15 @@ def equal_size_batches(indices: Iterable[int], sizes: Sequence[tuple], limit: in
     return batches
 
 
-class UnreadableImageError(OSError):
-    """An image file that is missing, cut short or broken; the message names it."""
-
-
-class WeatherMapper(DatasetMapper):
-    """Detectron2's mapper with this project's augmentations; unreadable images raise one kind of error.
-
-    Returns, for a record in Detectron2's standard format, a dict with image (3, H, W) as a uint8 tensor, file_name,
-    image_id, height and width (pixels, of the file), and in training instances with gt_boxes (N, 4) in pixels of
-    ``image`` and gt_classes (N,). Boxes that the crop cuts away are gone; N can be 0.
-    """
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
-        """The keyword arguments that the config stands for."""
-        if not is_train:
-            augmentations = build_test_augmentation(min_size=cfg.INPUT.MIN_SIZE_TEST, max_size=cfg.INPUT.MAX_SIZE_TEST)
-        elif cfg.INPUT.RANDOM_FLIP not in ("horizontal", "none"):
-            raise ValueError(f'INPUT.RANDOM_FLIP is {cfg.INPUT.RANDOM_FLIP!r}: choose "horizontal" or "none".')
-        else:
-            augmentations = build_train_augmentation(
-                scale_range=cfg.INPUT.AUGMENTATION.SCALE_RANGE,
-                crop_size=cfg.INPUT.AUGMENTATION.CROP_SIZE,
-                photometric=cfg.INPUT.AUGMENTATION.PHOTOMETRIC,
-                flip=cfg.INPUT.RANDOM_FLIP == "horizontal",
-            )
-        return dict(is_train=is_train, augmentations=augmentations, image_format=cfg.INPUT.FORMAT)
-
-    def __call__(self, dataset_dict: dict) -> dict:
-        """
-        Raises:
-            UnreadableImageError: the image cannot be read.
-        """
-        try:
-            return super().__call__(dataset_dict)
-        except UNREADABLE_IMAGE as error:
-            raise UnreadableImageError(f"Cannot read the image {dataset_dict['file_name']}: {error}") from error
-
-
 class TrainLoader:
     """Endless batches, each a list of mapped images, starting at iteration ``start_iteration``.
 
     Nothing is read, and no worker process started, before the first batch is asked for: Detectron2's trainer makes its
-    iterator before it knows at which iteration a resumed training goes on. Set ``start_iteration`` until then.
+    iterator before it knows at which iteration a resumed training goes on. Set ``start_iteration`` before that.
 
     Args:
         records: Detectron2 standard dicts.
-        mapper: turns a record into a model's input; raises UnreadableImageError for those to be left out.
+        mapper: turns a record into a model's input; raises UnreadableImageError for one to leave out.
         total_batch_size: images in an iteration over all processes; each process gets an equal share.
         seed: not negative, and the same in all processes.
         num_workers: worker processes that read and augment; 0 for none.
@@ -155,8 +114,8 @@ class TrainLoader:
         self.total_batch_size = total_batch_size
         self.seed = seed
         self.num_workers = num_workers
-        self.start_iteration = 0  # iterations that are done already
-        self.skipped = 0  # unreadable images met by this process since it started
+        self.start_iteration = 0  # iterations done before
+        self.skipped = 0  # unreadable images that this process has met
         # DatasetFromList keeps the records serialized, so that workers share their memory.
         self.dataset = _StreamDataset(DatasetFromList(records, copy=False), mapper, seed)
 
@@ -167,8 +126,8 @@ class TrainLoader:
             start=self.start_iteration * self.total_batch_size + comm.get_rank(),
             step=comm.get_world_size(),
         )
-        # Not Detectron2's build_batch_data_loader: some of its versions let each worker fill its own batches, so that
-        # what is in a batch would depend on the number of workers.
+        # Not Detectron2's build_batch_data_loader: versions before July 2023, 0.6 among them, deal single images to the
+        # workers, which fill batches of their own. What is in a batch would depend on the number of workers.
         batches = DataLoader(
             self.dataset,
             batch_sampler=BatchSampler(sampler, self.total_batch_size // comm.get_world_size(), drop_last=True),
@@ -210,9 +169,9 @@ class PositionSampler(Sampler):
 
 
 class _StreamDataset(Dataset):
-    """Maps (position, index) to an augmented image; unreadable ones are replaced by the next that can be read."""
+    """Maps (position, index) to an augmented image; the next readable one replaces an unreadable one."""
 
-    def __init__(self, records: Dataset, mapper: Callable[[dict], dict], seed: int):
+    def __init__(self, records: DatasetFromList, mapper: Callable[[dict], dict], seed: int):
         self.records, self.mapper, self.seed = records, mapper, seed
 
     def __len__(self) -> int:
@@ -220,7 +179,7 @@ class _StreamDataset(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
         position, index = key
-        skipped = []
+        skipped: list[str] = []
         while len(skipped) < MAX_UNREADABLE_IN_A_ROW:
             try:
                 with _seeded(_mix(self.seed, position)):
@@ -234,7 +193,7 @@ class _StreamDataset(Dataset):
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Random numbers of random, numpy and torch (CPU) from ``seed`` inside; as if nothing had been drawn afterwards."""
+    """Inside, random, numpy and torch (CPU) draw from ``seed``; afterwards, as if nothing had been drawn."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed)

@@ -1,0 +1,46 @@
+"""Turns a record of a data set into a model's input."""
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper
+
+from soma_det.data.datasets.voc_xml import UNREADABLE_IMAGE
+from soma_det.data.transforms.augmentation import build_test_augmentation, build_train_augmentation
+
+
+class UnreadableImageError(OSError):
+    """An image file that is missing, cut short or broken; the message names it."""
+
+
+class WeatherMapper(DatasetMapper):
+    """Detectron2's mapper with the recipe's augmentations; every unreadable image raises the same error.
+
+    Maps a record in Detectron2's standard format to a dict with image (3, H, W), file_name, image_id, height and width
+    (pixels, of the file), and in training instances with gt_boxes (N, 4) in pixels of ``image`` and gt_classes (N,).
+    Gray levels are uint8, or float32 after photometric distortion. Boxes that the crop cuts away are gone; N can be 0.
+    """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
+        """The keyword arguments that the config stands for."""
+        if not is_train:
+            augmentations = build_test_augmentation(min_size=cfg.INPUT.MIN_SIZE_TEST, max_size=cfg.INPUT.MAX_SIZE_TEST)
+        elif cfg.INPUT.RANDOM_FLIP not in ("horizontal", "none"):
+            raise ValueError(f'INPUT.RANDOM_FLIP is {cfg.INPUT.RANDOM_FLIP!r}: choose "horizontal" or "none".')
+        else:
+            augmentations = build_train_augmentation(
+                scale_range=cfg.INPUT.AUGMENTATION.SCALE_RANGE,
+                crop_size=cfg.INPUT.AUGMENTATION.CROP_SIZE,
+                photometric=cfg.INPUT.AUGMENTATION.PHOTOMETRIC,
+                flip=cfg.INPUT.RANDOM_FLIP == "horizontal",
+            )
+        return dict(is_train=is_train, augmentations=augmentations, image_format=cfg.INPUT.FORMAT)
+
+    def __call__(self, dataset_dict: dict) -> dict:
+        """
+        Raises:
+            UnreadableImageError: the image cannot be read.
+        """
+        try:
+            return super().__call__(dataset_dict)
+        except UNREADABLE_IMAGE as error:
+            raise UnreadableImageError(f"Cannot read the image {dataset_dict['file_name']}: {error}") from error
