@@ -1,4 +1,4 @@
-"""The painter's canvas: colors and, in a fourth channel, which thing is seen; depth follows from the things' planes."""
+"""The painter's canvas: colors and, in a fourth channel, the id of the visible thing. Depth follows from the things' planes."""
 
 import math
 from dataclasses import dataclass
@@ -110,7 +110,7 @@ class Canvas:
             self.fill([self.camera.project(clipped)], color, ident)
 
     def quads(self, quads: np.ndarray, color, ident: int) -> None:
-        """Fill many world quads (N, 4, 3) of one color; those reaching behind the camera are left out."""
+        """Fill many world quads (N, 4, 3) of one color, without those that reach behind the camera."""
         quads = quads[quads[:, :, 2].min(axis=1) >= NEAR] if len(quads) else quads
         if len(quads):
             fixed = fixed_point(self.camera.project(quads.reshape(-1, 3))).reshape(-1, 4, 2)
@@ -181,7 +181,7 @@ class Canvas:
         return max(1, round(width * self.camera.focal / depth * SUPERSAMPLING))
 
     def lamp(self, points: np.ndarray, color, power: float, kind: str, ident: int) -> None:
-        """Remember the outline (K, 3) of something that shines at night."""
+        """Add a light with the outline (K, 3) of a lamp."""
         if points[:, 2].min() < NEAR:
             return
         outline = self.camera.project(points)
@@ -191,7 +191,7 @@ class Canvas:
         self.lights.append((light, ident))
 
     def visible_lights(self) -> list[Light]:
-        """Lights whose own thing is what the image shows at their center."""
+        """Lights whose thing is visible at their center."""
         seen = self.things()
         height, width = seen.shape
         kept = []

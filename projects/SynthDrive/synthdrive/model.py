@@ -124,7 +124,7 @@ class Model:
 
 
 def _paint_parts(canvas: Canvas, place: Place, parts: list[tuple[Decal, float]], ident: int) -> None:
-    """Paint polygons under their light levels; one projection for all of them where nothing has to be clipped."""
+    """Paint polygons under their light levels; with one projection for all if none is clipped."""
     world = place.to_world(np.concatenate([part.points for part, _ in parts]))
     fixed = fixed_point(canvas.camera.project(world)) if world[:, 2].min() >= NEAR else None
     start, lit = 0, {}
