@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Train several configurations with several seeds and compare them in unseen weather: see --help, or run
 
-python projects/AdapterComparison/compare_adapters.py --config-file projects/AdapterComparison/configs/synthdrive.yaml --output output/comparison
+python projects/AdapterComparison/compare_adapters.py \\
+    --config-file projects/AdapterComparison/configs/synthdrive.yaml --output output/comparison
 """
 
 # ruff: noqa: E402  (OpenMP reads its settings when torch is imported)
@@ -43,22 +44,26 @@ TRAIN_NET = Path(__file__).resolve().parents[2] / "tools" / "train_net.py"
 
 EXAMPLES = """
 Train and compare all runs that the file lists. The same command again goes on after an interruption:
-    python projects/AdapterComparison/compare_adapters.py --config-file projects/AdapterComparison/configs/synthdrive.yaml --output output/comparison
+    python projects/AdapterComparison/compare_adapters.py \\
+        --config-file projects/AdapterComparison/configs/synthdrive.yaml --output output/comparison
 
 Some of them, with more seeds:
-    python projects/AdapterComparison/compare_adapters.py --config-file projects/AdapterComparison/configs/synthdrive.yaml --output output/comparison \\
+    python projects/AdapterComparison/compare_adapters.py \\
+        --config-file projects/AdapterComparison/configs/synthdrive.yaml --output output/comparison \\
         --only soma,lora,full --seeds 1,2,3,4,5
 
 Larger, on a GPU (settings of every run; those of a single run in the file take precedence):
-    python projects/AdapterComparison/compare_adapters.py --config-file projects/AdapterComparison/configs/synthdrive.yaml --output output/comparison_gpu \\
+    python projects/AdapterComparison/compare_adapters.py \\
+        --config-file projects/AdapterComparison/configs/synthdrive.yaml --output output/comparison_gpu \\
         MODEL.DEVICE cuda MODEL.VIT.NAME vit_small_patch14_dinov2.lvd142m MODEL.VIT.WEIGHTS timm \\
         SOLVER.MAX_ITER 4000 SOLVER.STEPS "(3200, 3800)"
 
 Faster on many cores: start the same command in several terminals, with OMP_NUM_THREADS=1. They share the runs.
 
-Each run is tools/train_net.py in its own process. It writes to <output>/<name>/seed<seed>/, its output to train.log there.
-A finished run is not trained again, and a finished run with other settings is an error. After every run results.md,
-results.json and results.png in <output> are updated. projects/AdapterComparison/configs/synthdrive.yaml explains the file.
+Each run is tools/train_net.py in its own process. It writes to <output>/<name>/seed<seed>/, its output to train.log
+there. A finished run is not trained again, and a finished run with other settings is an error. After every run
+results.md, results.json and results.png in <output> are updated. projects/AdapterComparison/configs/synthdrive.yaml
+explains the format of the file.
 
 Ctrl-C lets the current training save its state. The exit code is then 130; it is 1 if a run has failed.
 """
@@ -140,10 +145,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--config-file", required=True, help="what to compare, such as projects/AdapterComparison/configs/synthdrive.yaml")
+    add(
+        "--config-file",
+        required=True,
+        help="what to compare, such as projects/AdapterComparison/configs/synthdrive.yaml",
+    )
     add("--output", required=True, help="folder of the runs and of the result files")
     add("--seeds", type=_numbers, default=(), metavar="1,2,3", help="in place of the file's")
-    add("--reference", default="", metavar="NAME", help="the run that the others are compared with, in place of the file's")
+    add(
+        "--reference",
+        default="",
+        metavar="NAME",
+        help="the run that the others are compared with, in place of the file's",
+    )
     add("--only", type=_names, default=(), metavar="NAME,NAME", help="train these and the reference only")
     add("--keep-checkpoints", action="store_true", help="do not delete the checkpoints of evaluated runs")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings of every run")

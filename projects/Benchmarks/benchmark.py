@@ -49,9 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name, module in BENCHMARKS.items():
         command = commands.add_parser(name, help=module.__doc__, description=module.__doc__)
         command.add_argument("--rounds", type=int, default=ROUNDS[name], help="default: %(default)s")
-        command.add_argument(
-            "--seed", type=int, default=0, help="of weights, images and order (default: %(default)s)"
-        )
+        command.add_argument("--seed", type=int, default=0, help="of weights, images and order (default: %(default)s)")
         command.add_argument("--output", help="JSON file (default: output/benchmark/<benchmark>.json)")
         if name in ("train", "infer", "init"):
             _add_model_arguments(command, name)

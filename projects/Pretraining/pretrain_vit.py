@@ -4,17 +4,19 @@
 Examples, from the root of the repository:
 
     python projects/Pretraining/pretrain_vit.py --images datasets/pretraining --render 4000 --output output/pretraining
-    python projects/Pretraining/pretrain_vit.py --images /data/my_images --objective hog --output output/mine --minutes 30
-    python projects/Pretraining/pretrain_vit.py --images /data/my_images --objective hog --output output/mine --device cuda --batch 256
+    python projects/Pretraining/pretrain_vit.py --images /data/my_images --objective hog --output output/mine \\
+        --minutes 30
+    python projects/Pretraining/pretrain_vit.py --images /data/my_images --objective hog --output output/mine \\
+        --device cuda --batch 256
 
-Objectives: "moving" learns which objects come and go in front of a fixed camera. Its folder has images in weather/ and, under
-the same names, the same views on a gray day in moment0/ (all road users), moment1/ (some have left) and moment2/ (none).
-"hog" and "pixels" hide patches of any images and predict their look; "distill" predicts the features that the running average
-of the ViT has there.
+Objectives: "moving" learns which objects come and go in front of a fixed camera. Its folder has images in weather/ and,
+under the same names, the same views on a gray day in moment0/ (all road users), moment1/ (some have left) and moment2/
+(none). "hog" and "pixels" hide patches of any images and predict their look; "distill" predicts the features that the
+running average of the ViT has there.
 
---render N first draws N SynthDrive scenes with these moments into the folder, N / 5 in each of the five weathers. The same command
-again goes on after an interruption. It writes checkpoint.pth and vit.safetensors. The latter is for MODEL.VIT.WEIGHTS, with
-the --model given here as MODEL.VIT.NAME.
+--render N first draws N SynthDrive scenes with these moments into the folder, N / 5 in each of the five weathers. The
+same command again goes on after an interruption. It writes checkpoint.pth and vit.safetensors. The latter is for
+MODEL.VIT.WEIGHTS, with the --model given here as MODEL.VIT.NAME.
 """
 
 # ruff: noqa: E402  (OpenMP reads its settings when torch is imported)
@@ -60,7 +62,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--render", type=int, metavar="N", help="draw N SynthDrive scenes into it first, N / 5 in each weather")
     add("--output", required=True, help="folder for the checkpoint and the weights")
     add("--model", default="vit_tiny_patch16_224", help="a timm ViT with patches of 16 pixels (default: %(default)s)")
-    add("--img-size", type=int, nargs=2, default=[288, 480], metavar=("H", "W"), help="image size of the detector, pixels")
+    add(
+        "--img-size",
+        type=int,
+        nargs=2,
+        default=[288, 480],
+        metavar=("H", "W"),
+        help="image size of the detector, pixels",
+    )
     add("--crop", type=int, nargs=2, default=[192, 320], metavar=("H", "W"), help="size of the training crops, pixels")
     add(
         "--objective",
@@ -129,7 +138,9 @@ def check_device(name: str) -> None:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise ValueError(f"--device {name} cannot be used here: {error}. Without --device an available one is used.") from error
+        raise ValueError(
+            f"--device {name} cannot be used here: {error}. Without --device an available one is used."
+        ) from error
 
 
 def build(args: argparse.Namespace) -> Pretraining:

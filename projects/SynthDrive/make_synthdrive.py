@@ -4,11 +4,13 @@
 Examples, from the root of the repository:
 
     python projects/SynthDrive/make_synthdrive.py --output datasets/synthdrive --train 600 --test 60
-    python projects/SynthDrive/make_synthdrive.py --output output/small --train 40 --test 10 --contact-sheet output/small.png
-    python projects/SynthDrive/make_synthdrive.py --output datasets/synthdrive_all --train 500 --train-domains daytime_clear night_rainy
+    python projects/SynthDrive/make_synthdrive.py --output output/small --train 40 --test 10 \\
+        --contact-sheet output/small.png
+    python projects/SynthDrive/make_synthdrive.py --output datasets/synthdrive_all --train 500 \\
+        --train-domains daytime_clear night_rainy
 
-Writes <output>/<domain>/VOC2007/{Annotations,ImageSets/Main,JPEGImages}. The same command again goes on after an interruption,
-and does nothing if the set is complete.
+Writes <output>/<domain>/VOC2007/{Annotations,ImageSets/Main,JPEGImages}. The same command again goes on after an
+interruption, and does nothing if the set is complete.
 """
 
 import argparse

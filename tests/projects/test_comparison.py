@@ -25,7 +25,15 @@ import train_net
 from adapter_comparison import TrainingProcess, load_comparison, plan_runs, write_report
 from adapter_comparison.plan import Comparison, Configuration, require_comparable, require_validation
 from adapter_comparison.process import Exit
-from adapter_comparison.runs import RECORD_FILE, Finished, Run, count_trainable, data_sha256, record_run, require_unchanged
+from adapter_comparison.runs import (
+    RECORD_FILE,
+    Finished,
+    Run,
+    count_trainable,
+    data_sha256,
+    record_run,
+    require_unchanged,
+)
 from adapter_comparison.training import train_one
 from soma_det.adapters.registry import ADAPTERS, inject_adapter
 from soma_det.config import setup_cfg
@@ -245,7 +253,9 @@ def test_the_report_holds_the_numbers_of_all_runs(trained, tmp_path):
     assert "32.0 ± 2.8" in text and "-2.0 [-3.0, -1.0]" in text and "0 of 2" in text
     markdown = (tmp_path / "results.md").read_text()
     assert (
-        "no checkpoint\n  was chosen by its score" in markdown and "2 seeds are few" in markdown and "Not complete" not in markdown
+        "no checkpoint\n  was chosen by its score" in markdown
+        and "2 seeds are few" in markdown
+        and "Not complete" not in markdown
     )
     assert "- lora: `MODEL.ADAPTER.NAME lora`" in markdown and "- all: `--config-file a.yaml`" in markdown
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")

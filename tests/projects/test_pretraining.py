@@ -80,9 +80,7 @@ def same(one, two) -> bool:
     return all(torch.equal(arrays[0][name], arrays[1][name]) for name in arrays[0])
 
 
-def tiny_run(
-    images: Path, output: Path, steps: int = 8, seed: int = 0, target: str = "hog", **options
-) -> Pretraining:
+def tiny_run(images: Path, output: Path, steps: int = 8, seed: int = 0, target: str = "hog", **options) -> Pretraining:
     torch.manual_seed(seed)
     vit = create_timm_vit("test_vit", "", 16, SIZE)
     moving, small = target == "moving", {"mask_ratio": 0.5, "width": 16, "depth": 1}

@@ -88,11 +88,11 @@ def test_the_teacher_sees_all_patches_and_gets_no_gradient():
     model = distillation().train()
     image = 255 * torch.rand(1, 3, *SIZE)
     window = model.windows(image, torch.zeros(1, 2))
-    features = model.wanted(image, window)
+    features = model.targets(image, window)
     torch.testing.assert_close(features.mean(1), torch.zeros(1, features.shape[2]), atol=1e-5, rtol=0)
     changed = image.clone()
     changed[:, :, 16:] = 0.0  # the lower row of patches
-    assert not torch.allclose(features[:, :4], model.wanted(changed, window)[:, :4])
+    assert not torch.allclose(features[:, :4], model.targets(changed, window)[:, :4])
     model(image, torch.zeros(1, 2), torch.rand(8))["loss_masked"].backward()
     assert all(p.grad is None for p in model.teacher.parameters())
     assert model.vit.patch_embed.proj.weight.grad.abs().max() > 0

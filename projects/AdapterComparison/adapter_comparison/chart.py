@@ -23,7 +23,7 @@ def draw_comparison_chart(
 ) -> None:
     """Save a chart with one row per configuration, sorted by the mean over unseen splits.
 
-    Left: scores on the source and on unseen splits, with a large dot for the mean over seeds and a small one for each seed.
+    Left: scores on the source and on unseen splits, a large dot for the mean over seeds and a small one for each seed.
     Right, if there are differences: the difference of the unseen mean from the reference's, with its interval.
 
     Args:

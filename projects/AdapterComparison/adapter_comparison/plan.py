@@ -180,8 +180,8 @@ def _require_source_only(name: str, cfg: CfgNode) -> None:
         # A data set from a json file has no domain by which to tell.
         if train in tests or MetadataCatalog.get(train).get("domain") not in (None, domain):
             raise ValueError(
-                f"{name} trains on {train}: to compare on unseen weather, train on splits of {source}'s domain only, and "
-                "on none that is tested."
+                f"{name} trains on {train}: to compare on unseen weather, train on splits of {source}'s domain "
+                "only, and on none that is tested."
             )
 
 
@@ -198,8 +198,8 @@ def _read(path: Path) -> dict:
         raise ValueError(f"{path} has the unknown keys {sorted(set(content) - set(KEYS))}; known are {sorted(KEYS)}.")
     for key, value in content.items():
         if value is not None and not isinstance(value, KEYS[key]):
-            wanted = {str: "a word", list: "a list, in [ ]", dict: "a mapping of names to values"}[KEYS[key]]
-            raise ValueError(f"{path}: {key} is {value!r}; it must be {wanted}.")
+            expected = {str: "a word", list: "a list, in [ ]", dict: "a mapping of names to values"}[KEYS[key]]
+            raise ValueError(f"{path}: {key} is {value!r}; it must be {expected}.")
     return content
 
 

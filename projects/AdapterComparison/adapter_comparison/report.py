@@ -113,9 +113,9 @@ def _few_seeds(content: Content) -> str:
     if seeds >= FEW_SEEDS:
         return ""
     return (
-        f"- **{seeds} seed{'s are' if seeds > 1 else ' is'} few.** They show little of how trainings vary, so the intervals "
-        "are too narrow: take them\n  as a lower bound of the uncertainty. The chart and results.json show the single "
-        "seeds too."
+        f"- **{seeds} seed{'s are' if seeds > 1 else ' is'} few.** They show little of how trainings vary, so the "
+        "intervals are too narrow:\n  take them as a lower bound of the uncertainty. The chart and results.json show "
+        "the single seeds too."
     )
 
 

@@ -86,8 +86,8 @@ def _require_same_test_data(finished: Sequence[Finished]) -> None:
             other = first.results.get(split)
             if other is None or (result["boxes"], result["images"]) != (other["boxes"], other["images"]):
                 raise ValueError(
-                    f"{one.run} and {first.run} were tested on different data in {split}: delete the older one's folder "
-                    "to train it again, or use another --output."
+                    f"{one.run} and {first.run} were tested on different data in {split}: delete the older one's "
+                    "folder to train it again, or use another --output."
                 )
 
 

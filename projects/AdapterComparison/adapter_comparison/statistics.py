@@ -1,6 +1,7 @@
 """Means, standard deviations and paired differences over trainings, with their uncertainty.
 
-The scores of a training are a dict of split -> score, 0 to 100. A score may also be an array of scores, one for each resample.
+The scores of a training are a dict of split -> score, 0 to 100. A score may also be an array of scores, one for each
+resample.
 """
 
 import warnings
@@ -52,8 +53,8 @@ def summarize_splits(
         validation: the unseen split that may be used to choose settings; empty: none.
 
     Returns:
-        The splits, "unseen" and "relative" (NaN where the source's score is 0). With a validation split also "choosing",
-        the mean over the source and the validation split, and "held_out", the mean over all others.
+        The splits, "unseen" and "relative" (NaN where the source's score is 0). With a validation split also
+        "choosing", the mean over the source and the validation split, and "held_out", the mean over all others.
     """
     splits = {name: np.asarray(score, dtype=float) for name, score in scores.items()}
     reference = splits[source]
@@ -94,8 +95,8 @@ def paired_difference(
     if not seeds:
         return Difference({}, differences.mean, differences.sd, (float("nan"), float("nan")))
     table = np.stack([resampled[seed] - resampled_reference[seed] for seed in seeds])
-    # Average precision takes maxima, so resampling images raises it, and a high one more than a low one. Only the variation
-    # of the resampled differences is used, around the measured differences.
+    # Average precision takes maxima, so resampling images raises it, and a high one more than a low one. Only the
+    # variation of the resampled differences is used, around the measured differences.
     table += (np.array([*differences.values.values()]) - _nan_mean(table.T))[:, None]
     return Difference(differences.values, differences.mean, differences.sd, bootstrap_interval(table))
 
@@ -106,7 +107,8 @@ def bootstrap_interval(differences: np.ndarray) -> tuple[float, float]:
     Seeds and images are crossed: each training is tested on all images. So a resample draws one set of images for all
     trainings, and one set of seeds for all images.
 
-    Source: Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1(2), 2007, which finds it slightly conservative.
+    Source: Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1(2), 2007, which finds it slightly
+    conservative.
 
     Args:
         differences: (seeds, resamples). A column holds scores on the images of one resample. NaN is left out.

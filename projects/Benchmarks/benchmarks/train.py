@@ -136,7 +136,7 @@ def _notes(args: argparse.Namespace) -> list[str]:
     memory = (
         "Peak MiB: of a step, with the contestant's weights."
         if args.device == "cuda"
-        else "Kept for backward: the tensors that autograd saves, without weights, each storage counted once; not a peak."
+        else "Kept for backward: what autograd saves, without weights, each storage counted once; not a peak."
     )
     frozen = "" if args.detector else " Frozen has no backward pass."
     return [f"A step is forward and backward; the floor trains the biases of the same layers.{frozen} {memory}"]

@@ -13,13 +13,13 @@ from pretraining.masked import MaskedPrediction
 class SelfDistillation(MaskedPrediction):
     """Masked prediction of a teacher's features; the teacher is the running average of the ViT itself.
 
-    The target of a patch is the mean of the teacher's features there, over the later half of the blocks. Each channel is
-    normalized to mean 0 and deviation 1 over the patches of the image: otherwise equal features for all patches would be a
-    solution. The teacher changes less and less during the training.
+    The target of a patch is the mean of the teacher's features there, over the later half of the blocks. Each channel
+    is normalized to mean 0 and deviation 1 over the patches of the image: otherwise equal features for all patches
+    would be a solution. The teacher changes less and less during the training.
 
-    Sources: Baevski et al., Efficient Self-supervised Learning with Contextualized Target Representations (data2vec 2.0),
-    2022 (arXiv 2212.07525), section 3; the momentum's schedule is that of Grill et al., Bootstrap Your Own Latent, 2020
-    (arXiv 2006.07733), section 3.2.
+    Sources: Baevski et al., Efficient Self-supervised Learning with Contextualized Target Representations (data2vec
+    2.0), 2022 (arXiv 2212.07525), section 3; the momentum's schedule is that of Grill et al., Bootstrap Your Own
+    Latent, 2020 (arXiv 2006.07733), section 3.2.
 
     Args:
         momentum: weight of the old teacher in its running average, at the start of the training.
@@ -43,7 +43,7 @@ class SelfDistillation(MaskedPrediction):
         return self
 
     @torch.no_grad()
-    def wanted(self, images: Tensor, window: Tensor) -> Tensor:
+    def targets(self, images: Tensor, window: Tensor) -> Tensor:
         """See MaskedPrediction."""
         tokens = self.embed_patches(self.teacher, images, window)
         later, features = len(self.teacher.blocks) // 2, 0.0

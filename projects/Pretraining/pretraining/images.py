@@ -17,7 +17,8 @@ from soma_det.utils.machine import count_cores, init_worker, memory_bytes
 
 logger = logging.getLogger(__name__)
 
-WEATHER_FOLDER, MOMENTS = "weather", ("moment0", "moment1", "moment2")  # as projects/Pretraining/pretrain_vit.py --render writes them
+# The folders that pretrain_vit.py --render writes.
+WEATHER_FOLDER, MOMENTS = "weather", ("moment0", "moment1", "moment2")
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _ORDER, _CROPS = 0, 1  # streams of random numbers
 _DECODED_AT_ONCE = 64  # images
@@ -26,8 +27,8 @@ _DECODED_AT_ONCE = 64  # images
 class Batch(NamedTuple):
     """The crops of one iteration.
 
-    images: (N, H, W, 3) uint8 RGB. places: (N, 2) float32, position of each crop in its image, 0 (top, left) to 1 (bottom,
-    right). targets: the objective's targets by name, those of all crops concatenated.
+    images: (N, H, W, 3) uint8 RGB. places: (N, 2) float32, position of each crop in its image, 0 (top, left) to 1
+    (bottom, right). targets: the objective's targets by name, those of all crops concatenated.
     """
 
     images: Tensor
@@ -55,8 +56,8 @@ def find_images(root: str | Path) -> list[Path]:
 class ImageStream(Dataset):
     """Batches of random crops; batch ``i`` is a function of the images, the seed and ``i`` alone.
 
-    Decoded images stay in memory, up to ``memory`` bytes, and worker processes share them. The others are decoded at every
-    use.
+    Decoded images stay in memory, up to ``memory`` bytes, and worker processes share them. The others are decoded at
+    every use.
 
     Args:
         root: folder of images, searched recursively.

@@ -15,8 +15,8 @@ from pretraining.objectives import TARGETS
 class MaskedPrediction(CropEncoder):
     """Sees some patches of an image and predicts a target of all patches, which a subclass defines.
 
-    The ViT computes on the seen patches only. A light decoder gets a learned token for each hidden patch. Unlike in He et
-    al., the seen patches count in the loss too, since their targets are not their pixels.
+    The ViT computes on the seen patches only. A light decoder gets a learned token for each hidden patch. Unlike in He
+    et al., the seen patches count in the loss too, since their targets are not their pixels.
 
     Source: He et al., Masked Autoencoders Are Scalable Vision Learners, 2021 (arXiv 2111.06377).
 
@@ -42,7 +42,7 @@ class MaskedPrediction(CropEncoder):
         mimetic_init(self.decoder)
         self.predict = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, outputs))
 
-    def wanted(self, images: Tensor, window: Tensor) -> Tensor:
+    def targets(self, images: Tensor, window: Tensor) -> Tensor:
         """The targets: images (N, 3, H, W) in 0 to 255, window (N, patches) -> (N, patches, outputs)."""
         raise NotImplementedError
 
@@ -54,14 +54,14 @@ class MaskedPrediction(CropEncoder):
         return {"noise": rng.random(patches, dtype=np.float32)}
 
     def forward(self, images: Tensor, places: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """The mean squared error of all patches, from images (N, 3, H, W) in 0 to 255, places (N, 2) and noise (N * patches,)."""
+        """Mean squared error of all patches; images (N, 3, H, W) in 0 to 255, places (N, 2), noise (N * patches,)."""
         order = noise.view(len(images), -1).argsort(dim=1)
         seen = max(1, round(order.shape[1] * (1.0 - self.mask_ratio)))
         window = self.windows(images, places)
         tokens = self.encode(images, window, order[:, :seen])
         prediction = self._decode(tokens, window, order)
-        wanted = take(self.wanted(images, window), order)
-        return {"loss_masked": (prediction.float() - wanted).square().mean()}
+        targets = take(self.targets(images, window), order)
+        return {"loss_masked": (prediction.float() - targets).square().mean()}
 
     def _decode(self, tokens: Tensor, window: Tensor, order: Tensor) -> Tensor:
         """(N, patches, outputs), with the patches in the order of ``order`` (N, patches), seen ones first."""
@@ -92,6 +92,6 @@ class MaskedAutoencoder(MaskedPrediction):
         super().__init__(vit, outputs, *others, **options)
         self.target = TARGETS[target]
 
-    def wanted(self, images: Tensor, _window: Tensor) -> Tensor:
+    def targets(self, images: Tensor, _window: Tensor) -> Tensor:
         """See MaskedPrediction."""
         return self.target(images / 255.0, self.patch)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 def mimetic_init(blocks: nn.Module) -> None:
     """Let every token attend to similar and nearby tokens from the start.
 
-    Random attention needs a large part of a short training to find its neighbors by sine and cosine position embeddings.
-    For width d and Z of variance 1 / d: W_q W_k^T = 0.7 (Z + I) in every head, W_v W_proj = 0.4 (Z - I).
+    Random attention needs a large part of a short training to find its neighbors by sine and cosine position
+    embeddings. For width d and Z of variance 1 / d: W_q W_k^T = 0.7 (Z + I) in every head, W_v W_proj = 0.4 (Z - I).
 
     Source: Trockman and Kolter, Mimetic Initialization of Self-Attention Layers, 2023 (arXiv 2305.09828).
 

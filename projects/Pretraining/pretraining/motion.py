@@ -37,8 +37,8 @@ def object_targets(moments: Sequence[np.ndarray], patch: int) -> dict[str, np.nd
 
     Returns:
         cover: (P, (patch / 4)^2) float32, the share of each 4 x 4 pixels that objects cover;
-        extent: (P, 4) float32, signed_log of the distances in pixels from the patch's center to the left, top, right and
-        bottom of the object that covers most of the patch;
+        extent: (P, 4) float32, signed_log of the distances in pixels from the patch's center to the left, top, right
+            and bottom of the object that covers most of the patch;
         covered: (P,) bool, whether such an object exists;
         portrait: (covered patches, 32, 32) uint8, the gray image of that object.
     """

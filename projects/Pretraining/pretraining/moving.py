@@ -17,9 +17,9 @@ PORTRAIT_WEIGHT = 0.5  # of the loss; the others have 1
 class MovingObjects(CropEncoder):
     """Predicts the targets of object_targets, which come from images of the same place at other times.
 
-    The companions of an image are the same view on a gray day with all, with some and with no road users. The image itself
-    may show any weather, so the targets do not depend on it. The prediction is one linear layer on the ViT's tokens: what
-    is learned is learned in the ViT.
+    The companions of an image are the same view on a gray day with all, with some and with no road users. The image
+    itself may show any weather, so the targets do not depend on it. The prediction is one linear layer on the ViT's
+    tokens: what is learned is learned in the ViT.
     """
 
     def __init__(self, vit: nn.Module):
@@ -36,14 +36,14 @@ class MovingObjects(CropEncoder):
     def forward(
         self, images: Tensor, places: Tensor, cover: Tensor, extent: Tensor, covered: Tensor, portrait: Tensor
     ) -> dict[str, Tensor]:
-        """Losses by name, from images (N, 3, H, W) in 0 to 255, places (N, 2) and the targets of object_targets of all patches."""
+        """Losses by name; images (N, 3, H, W) in 0 to 255, places (N, 2), then object_targets of all patches."""
         tokens = self.encode(images, self.windows(images, places)).flatten(0, 1)
         with torch.autocast(tokens.device.type, enabled=False):
             cells, reach, look = self.predict(tokens.float()).split(self.outputs, dim=-1)
-            wanted = hog(portrait[:, None] / 255.0, PORTRAIT)[:, 0]
-            count = max(1, len(wanted))
+            target = hog(portrait[:, None] / 255.0, PORTRAIT)[:, 0]
+            count = max(1, len(target))
             return {
                 "loss_cover": F.binary_cross_entropy_with_logits(cells, cover),
                 "loss_extent": (reach[covered] - extent[covered]).abs().sum() / (4 * count),
-                "loss_portrait": PORTRAIT_WEIGHT * (look[covered] - wanted).square().sum() / (wanted.shape[-1] * count),
+                "loss_portrait": PORTRAIT_WEIGHT * (look[covered] - target).square().sum() / (target.shape[-1] * count),
             }

@@ -27,10 +27,10 @@ def normalized_pixels(images: Tensor, patch: int) -> Tensor:
 
 
 def hog(images: Tensor, patch: int) -> Tensor:
-    """(N, 3, H, W) -> (N, patches, (patch / 8)^2 * 9): histograms of oriented gradients, of mean square 1 in each patch.
+    """(N, 3, H, W) -> (N, patches, (patch / 8)^2 * 9): histograms of oriented gradients, with mean square 1 per patch.
 
-    A pixel of the gray image counts in its cell of 8 x 8 pixels, with the strength of its gradient. The cells of a patch
-    are normalized together.
+    A pixel of the gray image counts in its cell of 8 x 8 pixels, with the strength of its gradient. The cells of a
+    patch are normalized together.
 
     Sources: Dalal and Triggs, Histograms of Oriented Gradients, 2005; Wei et al., Masked Feature Prediction (MaskFeat),
     2021 (arXiv 2112.09133), section 3.
@@ -39,7 +39,9 @@ def hog(images: Tensor, patch: int) -> Tensor:
         ValueError: the patch size is not a multiple of the cell size.
     """
     if patch % CELL:
-        raise ValueError(f"HOG needs a patch size that is a multiple of {CELL} pixels, not {patch}: predict pixels instead.")
+        raise ValueError(
+            f"HOG needs a patch size that is a multiple of {CELL} pixels, not {patch}: predict pixels instead."
+        )
     padded = F.pad(images.mean(dim=1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     dx, dy = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2], padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
     orientation = (torch.atan2(dy, dx) * (BINS / torch.pi)).floor().remainder(BINS)  # opposite directions are one

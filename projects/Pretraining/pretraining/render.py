@@ -20,7 +20,7 @@ _APART = (len(DOMAINS), 4)  # SynthDrive's own scenes have their domain and spli
 
 
 def render_moments(seed: int, index: int, height: int = 270, width: int = 480) -> list[np.ndarray]:
-    """A scene in weather ``index % 5``; then the scene on a gray day with all, some and no road users: (H, W, 3) uint8 RGB.
+    """A scene in weather ``index % 5``, then on a gray day with all, some and no road users: (H, W, 3) uint8 RGB.
 
     A pure function of the arguments. Whatever the seed, the scene is not in a training or test split of SynthDrive.
     """
@@ -34,7 +34,7 @@ def render_moments(seed: int, index: int, height: int = 270, width: int = 480) -
 
 
 def render_all(root: str | Path, count: int, seed: int = 0, workers: int | None = None) -> Iterator[int]:
-    """Write ``root``/weather and the folders of MOMENTS, with images of the same names; yields the number of scenes so far.
+    """Write ``root``/weather and the folders of MOMENTS, with images of the same names; yields how many are done.
 
     Existing scenes are kept, so the same call again goes on after an interruption.
     """

@@ -153,8 +153,7 @@ class Pretraining:
         loss = sum(self.parts.values())
         if not math.isfinite(loss):
             raise FloatingPointError(
-                f"The loss is {loss} at iteration {self.iteration}: lower the learning rate, "
-                "in another output folder."
+                f"The loss is {loss} at iteration {self.iteration}: lower the learning rate, in another output folder."
             )
         self.optimizer.zero_grad(set_to_none=True)
         values.sum().backward()
@@ -167,7 +166,7 @@ class Pretraining:
         left = min((self.steps - self.iteration) / rate, limit - seconds)
         recent = self.losses[-50:]
         logger.info(
-            "iteration %d of %d, loss %.4f (%s), lr %.2e, %.1f images per second, waited for data %.0f %% of the time, ETA %s",
+            "iteration %d of %d, loss %.4f (%s), lr %.2e, %.1f images per second, waited for data %.0f %%, ETA %s",
             self.iteration,
             self.steps,
             sum(recent) / len(recent),
@@ -193,7 +192,7 @@ class Pretraining:
 
 
 def _avoid_fused_attention(model: nn.Module) -> None:
-    """On a CPU with few tokens, the backward pass of fused attention takes half as long as everything else (timm 1.0)."""
+    """With few tokens, a CPU's fused attention needs half as long in the backward pass as all else (timm 1.0)."""
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False
@@ -202,7 +201,8 @@ def _avoid_fused_attention(model: nn.Module) -> None:
 def export_weights(vit: nn.Module, path: str | Path) -> None:
     """Write a timm ViT's weights in float16 under timm's names; soma_det.modeling.backbone.timm_vit.create_timm_vit reads them.
 
-    The image size that its position embeddings are for is noted beside them: timm takes those of a file for square ones.
+    The image size that its position embeddings are for is noted beside them: timm takes those of a file for square
+    ones.
     """
     weights = {name: tensor.detach().half().cpu().contiguous() for name, tensor in vit.state_dict().items()}
     metadata = {"format": "pt", IMG_SIZE: json.dumps(list(vit.patch_embed.img_size))}

@@ -1,4 +1,4 @@
-"""The painter's canvas: colors and, in a fourth channel, the id of the visible thing. Depth follows from the things' planes."""
+"""The painter's canvas: colors, and in a fourth channel the id of the visible thing, whose plane gives the depth."""
 
 import math
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Daylight:
     tint: tuple[float, float, float]
 
     def level(self, normal) -> float:
-        """Brightness of a white Lambertian surface with this unit normal (3,): ambient light from above plus the sun."""
+        """Brightness of a white Lambertian surface with this unit normal (3,), in ambient light and sun."""
         x, y, z = (float(component) for component in normal)
         direct = max(0.0, x * self.sun[0] + y * self.sun[1] + z * self.sun[2]) * self.strength
         return self.ambient * (0.85 + 0.15 * y) + direct
@@ -83,7 +83,7 @@ class Canvas:
         )
 
     def lit_id(self, owner: int, emission: tuple[float, float, float]) -> int:
-        """An id for parts of the thing `owner` that shine at night, such as its windows, with this linear RGB radiance."""
+        """An id for parts of the thing `owner` that shine at night with this linear RGB radiance, such as windows."""
         return self._register(self.planes[owner], owner, emission)
 
     def _register(self, plane: np.ndarray, owner: int, emission: tuple[float, float, float]) -> int:

@@ -117,7 +117,8 @@ def _is_finished(root: Path, settings: dict, overwrite: bool) -> bool:
             return record.name == MANIFEST
         if not overwrite:
             raise ValueError(
-                f"{root} holds another SynthDrive ({found}), not {settings}: choose another folder, or replace it with --overwrite."
+                f"{root} holds another SynthDrive ({found}), not {settings}: choose another folder, or replace it "
+                "with --overwrite."
             )
         for domain in found["counts"]:
             shutil.rmtree(root / domain, ignore_errors=True)
@@ -129,7 +130,8 @@ def _prepare_folders(root: Path, settings: dict) -> None:
     foreign = [domain for domain in settings["counts"] if (root / domain).exists()]
     if foreign and not (root / _STARTED).is_file():
         raise ValueError(
-            f"{root} holds {', '.join(foreign)}, which SynthDrive did not write: choose another folder. Nothing was changed."
+            f"{root} holds {', '.join(foreign)}, which SynthDrive did not write: choose another folder. Nothing was "
+            "changed."
         )
     write_bytes(root / _STARTED, _to_json(settings))  # first, so that the folders of an interrupted run are recognized
     for domain in settings["counts"]:

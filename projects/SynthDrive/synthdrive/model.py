@@ -10,7 +10,7 @@ from synthdrive.canvas import Canvas, fixed_point
 
 @dataclass(frozen=True)
 class Place:
-    """Where a thing stands: ground point (x, z) in meters and heading in radians; heading 0 drives away from the camera."""
+    """The place of a thing: ground point (x, z) in meters and heading in radians, 0 away from the camera."""
 
     x: float
     z: float

@@ -23,9 +23,9 @@ MIN_SIZE = (4.0, 7.0)  # width and height in pixels at 270 rows
 class Scene:
     """A rendered scene on a clear day, with its ground truth.
 
-    image is (H, W, 3) uint8 RGB; depth (H, W) float32 meters along the optical axis, inf for the sky; boxes (M, 4) XYXY in
-    float pixels around what is visible; labels (M,) indices into CLASSES; road (H, W) bool; emission (H, W, 3) float32 is the
-    linear radiance of lit windows at night.
+    image is (H, W, 3) uint8 RGB; depth (H, W) float32 meters along the optical axis, inf for the sky; boxes (M, 4) XYXY
+    in float pixels around what is visible; labels (M,) indices into CLASSES; road (H, W) bool; emission (H, W, 3)
+    float32 is the linear radiance of lit windows at night.
     """
 
     image: np.ndarray
@@ -48,7 +48,7 @@ def render_scene(seed: int | Sequence[int], height: int = 270, width: int = 480,
 def render_departures(
     seed: int | Sequence[int], height: int = 270, width: int = 480, sun: bool = True
 ) -> tuple[Scene, np.ndarray, np.ndarray]:
-    """The scene of `render_scene`, then the same street without every other road user and empty: two (H, W, 3) uint8 RGB."""
+    """The scene of `render_scene`, then two (H, W, 3) uint8 RGB: without every other road user, and without any."""
     scene, entropy = _busy_scene(seed, height, width, sun)
     stayed = (slice(None, None, 2), slice(0))
     fewer, none = (_render(np.random.default_rng(entropy), height, width, sun, who).image for who in stayed)

@@ -1,4 +1,4 @@
-"""Things beside the street: buildings, trees, hedges, lamps, signs. Each knows its ground rectangle and paints itself."""
+"""Things beside the street: buildings, trees, hedges, lamps, signs. Each has a ground rectangle and paints itself."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

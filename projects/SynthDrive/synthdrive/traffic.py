@@ -76,7 +76,7 @@ def _is_free(actor: Actor, others: list[Actor]) -> bool:
 
 
 def _proposals(kind: str, street: Street, rng: np.random.Generator) -> Callable[[], Actor | None]:
-    """A function that proposes a road user of this kind at another place each time (None if the place is not possible)."""
+    """A function that proposes a road user of this kind at another place at each call; None for an impossible place."""
     if kind == "person":
         return lambda: _pedestrian(street, rng)
     if kind.endswith(("bike", "motor")):
@@ -173,7 +173,7 @@ def _two_wheeler(kind: str, street: Street, rng: np.random.Generator) -> Actor:
         place,
         *size,
         1.75 if ridden else 1.05,
-        lambda canvas, idents: draw(canvas, place, np.random.default_rng(seed), *idents)
+        lambda canvas, idents: draw(canvas, place, np.random.default_rng(seed), *idents),
     )
 
 
