@@ -1,64 +1,86 @@
 #!/usr/bin/env python
-"""Train several configurations with several seeds and compare them in weather they have not seen: see --help, or run
+"""Train several configurations with several seeds and compare them in unseen weather: see --help, or run
 
-python projects/AdapterComparison/compare_adapters.py --config-file projects/AdapterComparison/configs/synthdrive.yaml --output output/comparison
+python projects/AdapterComparison/compare_adapters.py \\
+    --config-file projects/AdapterComparison/configs/synthdrive.yaml --output output/comparison
 """
 
+# ruff: noqa: E402  (OpenMP reads its settings when torch is imported)
 import argparse
 import datetime
 import functools
 import logging
+import os
 import sys
 from pathlib import Path
+
+# Idle OpenMP threads spin by default. Beside one busy core that makes a training step 1.5 times slower; waiting costs
+# nothing. The trainings inherit it.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import soma_det  # (first: makes Detectron2 importable without its compiled extension)
 import torch
 from detectron2.utils.logger import setup_logger
 
-from adapter_comparison import TrainingProcess, load_comparison, load_finished, plan_runs, train_all, write_report
+from adapter_comparison import (
+    Comparison,
+    Run,
+    TrainingProcess,
+    load_comparison,
+    load_finished,
+    plan_runs,
+    train_all,
+    write_report,
+)
 from adapter_comparison.plan import require_classes, require_comparable, require_validation
+from adapter_comparison.process import Train
 from adapter_comparison.runs import is_finished
 from soma_det.config import check_device
 from soma_det.data import check_data_exists, register_from_config
-from soma_det.utils.machine import count_cores, cpu_name
 from soma_det.modeling.backbone.build import check_pretrained
+from soma_det.utils.machine import count_cores, cpu_name
 
-TRAIN_NET = Path(__file__).resolve().parent / "train_net.py"
+TRAIN_NET = Path(__file__).resolve().parents[2] / "tools" / "train_net.py"
 
 EXAMPLES = """
-Train and compare all that the file lists; once more goes on where an interrupted comparison stopped:
-    python projects/AdapterComparison/compare_adapters.py --config-file projects/AdapterComparison/configs/synthdrive.yaml --output output/comparison
+Train and compare all runs that the file lists. The same command again goes on after an interruption:
+    python projects/AdapterComparison/compare_adapters.py \\
+        --config-file projects/AdapterComparison/configs/synthdrive.yaml --output output/comparison
 
-Some of them, with other seeds:
-    python projects/AdapterComparison/compare_adapters.py --config-file projects/AdapterComparison/configs/synthdrive.yaml --output output/comparison \\
+Some of them, with more seeds:
+    python projects/AdapterComparison/compare_adapters.py \\
+        --config-file projects/AdapterComparison/configs/synthdrive.yaml --output output/comparison \\
         --only soma,lora,full --seeds 1,2,3,4,5
 
-Bigger, on a GPU (settings go to every run, and a run's own in the file win over them):
-    python projects/AdapterComparison/compare_adapters.py --config-file projects/AdapterComparison/configs/synthdrive.yaml --output output/comparison_gpu \\
+Larger, on a GPU (settings of every run; those of a single run in the file take precedence):
+    python projects/AdapterComparison/compare_adapters.py \\
+        --config-file projects/AdapterComparison/configs/synthdrive.yaml --output output/comparison_gpu \\
         MODEL.DEVICE cuda MODEL.VIT.NAME vit_small_patch14_dinov2.lvd142m MODEL.VIT.WEIGHTS timm \\
         SOLVER.MAX_ITER 4000 SOLVER.STEPS "(3200, 3800)"
 
-Faster on many cores: the same command in several terminals, with OMP_NUM_THREADS=1; each takes what no other has taken.
+Faster on many cores: start the same command in several terminals, with OMP_NUM_THREADS=1. They share the runs.
 
-Each run is tools/train_net.py in a process of its own, in <output>/<name>/seed<seed>/, with its output in train.log.
-A finished run is not trained again; one whose settings have changed since is an error. In <output>: results.md,
-results.json and results.png, written anew after every run. How the file is written: projects/AdapterComparison/configs/synthdrive.yaml.
+Each run is tools/train_net.py in its own process. It writes to <output>/<name>/seed<seed>/, its output to train.log
+there. A finished run is not trained again, and a finished run with other settings is an error. After every run
+results.md, results.json and results.png in <output> are updated. projects/AdapterComparison/configs/synthdrive.yaml
+explains the format of the file.
 
-Ctrl-C lets the current training save what it has; the exit code is then 130, and 1 if a run has failed.
+Ctrl-C lets the current training save its state. The exit code is then 130; it is 1 if a run has failed.
 """
 
 
-def main(argv=None, train=None) -> int:
+def main(argv: list[str] | None = None, train: Train | None = None) -> int:
     """Compare; returns the exit code.
 
     Args:
-        train: in place of a new process for each training, see :class:`~adapter_comparison.TrainingProcess`.
+        train: replaces :class:`~adapter_comparison.TrainingProcess`, which starts a process for each training.
     """
     args = parse_args(argv)
     try:
         comparison = load_comparison(args.config_file, args.opts, args.seeds, args.reference, args.only)
         runs = prepare(comparison, args.output)
-        failures, interrupted = {}, False
+        failures: dict[Run, str] = {}
+        interrupted = False
         try:
             command = TrainingProcess([sys.executable, str(TRAIN_NET)])
             write = functools.partial(report, args, comparison, runs, failures)
@@ -77,8 +99,8 @@ def main(argv=None, train=None) -> int:
     return 130 if interrupted else int(bool(failures))
 
 
-def prepare(comparison, output):
-    """The runs, after everything was checked that can be before the first of them is trained."""
+def prepare(comparison: Comparison, output: str) -> list[Run]:
+    """All runs. Raises a ValueError or OSError for every mistake that can be found before the first training."""
     runs = plan_runs(comparison, output)
     for run in runs:
         register_from_config(run.cfg)
@@ -93,8 +115,8 @@ def prepare(comparison, output):
     return runs
 
 
-def report(args, comparison, runs, failures) -> str:
-    """Write what is known by now; the tables, or "" before the first run is finished."""
+def report(args: argparse.Namespace, comparison: Comparison, runs: list[Run], failures: dict[Run, str]) -> str:
+    """Write the result files of the runs so far. Returns the tables, or "" before the first run is finished."""
     finished = load_finished(runs)
     if not finished:
         return ""
@@ -114,7 +136,7 @@ def report(args, comparison, runs, failures) -> str:
     return write_report(args.output, comparison, finished, failures, missing, metadata)
 
 
-def parse_args(argv=None):
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         description="Train several configurations with several seeds on one source domain, and compare them in every "
@@ -123,12 +145,21 @@ def parse_args(argv=None):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--config-file", required=True, help="what to compare, such as projects/AdapterComparison/configs/synthdrive.yaml")
+    add(
+        "--config-file",
+        required=True,
+        help="what to compare, such as projects/AdapterComparison/configs/synthdrive.yaml",
+    )
     add("--output", required=True, help="folder of the runs and of the result files")
     add("--seeds", type=_numbers, default=(), metavar="1,2,3", help="in place of the file's")
-    add("--reference", default="", metavar="NAME", help="what the others are paired with, in place of the file's")
-    add("--only", type=_names, default=(), metavar="NAME,NAME", help="leave out all others but the reference")
-    add("--keep-checkpoints", action="store_true", help="keep the models of runs that have been evaluated")
+    add(
+        "--reference",
+        default="",
+        metavar="NAME",
+        help="the run that the others are compared with, in place of the file's",
+    )
+    add("--only", type=_names, default=(), metavar="NAME,NAME", help="train these and the reference only")
+    add("--keep-checkpoints", action="store_true", help="do not delete the checkpoints of evaluated runs")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings of every run")
     return parser.parse_args(argv)
 
@@ -142,9 +173,15 @@ def _names(text: str) -> list[str]:
 
 
 def _log_once(name: str) -> None:
-    """Every run's config says the same; once is enough."""
-    seen = set()
-    logging.getLogger(name).addFilter(lambda r: not (r.getMessage() in seen or seen.add(r.getMessage())))
+    """Show each message of a logger once: the configs of all runs give the same ones."""
+    seen: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        known = record.getMessage() in seen
+        seen.add(record.getMessage())
+        return not known
+
+    logging.getLogger(name).addFilter(is_new)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,15 @@
 #!/usr/bin/env python
-"""Measure what adaptation costs, against what one would take instead; see --help, or run
+"""Measure what adaptation costs, beside its alternatives: see --help, or run
 
 python projects/Benchmarks/benchmark.py train
 """
 
+# ruff: noqa: E402  (OpenMP reads its settings when torch is imported)
 import argparse
+import os
+
+# Idle OpenMP threads spin by default, which slows everything down beside one busy core. Waiting costs nothing.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import soma_det  # noqa: F401  (first: makes Detectron2 importable without its compiled extension)
 import torch
@@ -16,25 +21,26 @@ EXAMPLES = """
 Training step of ViT-S at 384 pixels, all contestants (the default):
     python projects/Benchmarks/benchmark.py train
 
-The smaller ViT, only the contestants that the limits are about, more rounds:
+The smaller ViT, the contestants of the limits only, more rounds:
     python projects/Benchmarks/benchmark.py train --vit ti --pixels 256 --contestants biases soma peft_lora --rounds 60
 
-A whole detector, and the recipe's size on a GPU:
+A whole detector, and the recipe's image size on a GPU:
     python projects/Benchmarks/benchmark.py train --detector
     python projects/Benchmarks/benchmark.py train --vit l --pixels 1024 --device cuda --dtype bfloat16
 
-Inference after merging, start-up of ViT-L, loading, and the COCO metric:
+Inference after merging, start-up of ViT-L, data loading, and the COCO metric:
     python projects/Benchmarks/benchmark.py infer
     python projects/Benchmarks/benchmark.py init --vit l
     python projects/Benchmarks/benchmark.py data
     python projects/Benchmarks/benchmark.py eval --output output/benchmark/eval.json
 
-Contestants take turns in one process and in random order; times are medians over rounds, and a ratio is the median of
-the rounds' ratios. All figures are printed as a table and written as json. Without a GPU each takes minutes at most.
+Contestants take turns in one process, in random order. Times are medians over rounds, and a ratio is the median of the
+rounds' ratios. The figures are printed as a table and written as JSON. Each benchmark takes minutes at most on a CPU.
 """
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         description="Speed and memory.", epilog=f"Examples:\n{EXAMPLES}", formatter_class=formatter
@@ -43,10 +49,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name, module in BENCHMARKS.items():
         command = commands.add_parser(name, help=module.__doc__, description=module.__doc__)
         command.add_argument("--rounds", type=int, default=ROUNDS[name], help="default: %(default)s")
-        command.add_argument(
-            "--seed", type=int, default=0, help="of weights, images and orders (default: %(default)s)"
-        )
-        command.add_argument("--output", help="json file (default: output/benchmark/<benchmark>.json)")
+        command.add_argument("--seed", type=int, default=0, help="of weights, images and order (default: %(default)s)")
+        command.add_argument("--output", help="JSON file (default: output/benchmark/<benchmark>.json)")
         if name in ("train", "infer", "init"):
             _add_model_arguments(command, name)
         module.add_arguments(command)
@@ -73,6 +77,7 @@ def _add_model_arguments(command: argparse.ArgumentParser, name: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run a benchmark, print its table and write its JSON file."""
     args = parse_args(argv)
     torch.manual_seed(args.seed)
     output = args.output or f"output/benchmark/{args.benchmark}.json"

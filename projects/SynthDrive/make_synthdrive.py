@@ -4,11 +4,13 @@
 Examples, from the root of the repository:
 
     python projects/SynthDrive/make_synthdrive.py --output datasets/synthdrive --train 600 --test 60
-    python projects/SynthDrive/make_synthdrive.py --output output/small --train 40 --test 10 --contact-sheet output/small.png
-    python projects/SynthDrive/make_synthdrive.py --output datasets/synthdrive_all --train 500 --train-domains daytime_clear night_rainy
+    python projects/SynthDrive/make_synthdrive.py --output output/small --train 40 --test 10 \\
+        --contact-sheet output/small.png
+    python projects/SynthDrive/make_synthdrive.py --output datasets/synthdrive_all --train 500 \\
+        --train-domains daytime_clear night_rainy
 
-Writes <output>/<domain>/VOC2007/{Annotations,ImageSets/Main,JPEGImages}. The same command run again does nothing where the set
-is finished, and goes on where it was interrupted.
+Writes <output>/<domain>/VOC2007/{Annotations,ImageSets/Main,JPEGImages}. The same command again goes on after an
+interruption, and does nothing if the set is complete.
 """
 
 import argparse
@@ -54,8 +56,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--size", type=image_size, default=(480, 270), metavar="WxH", help="size in pixels (default: 480x270)"
     )
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other scenes (default: %(default)s)")
-    parser.add_argument("--workers", type=int, help="processes (default: all cores); does not change the images")
-    parser.add_argument("--overwrite", action="store_true", help="remove another SynthDrive found in the output folder")
+    parser.add_argument("--workers", type=int, help="processes; they do not change the images (default: one per core)")
+    parser.add_argument("--overwrite", action="store_true", help="replace another SynthDrive in the output folder")
     parser.add_argument(
         "--contact-sheet",
         type=Path,
@@ -75,8 +77,8 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def contact_sheet(seed: int, split: str, height: int, width: int, rows: int = 3) -> np.ndarray:
-    """The first images of every domain with their boxes, a column each: RGB."""
-    from soma_det.utils import contact_sheet as sheet  # takes seconds to import, which only this option needs
+    """The first images of every domain with their boxes, one column per domain: (H, W, 3) uint8 RGB."""
+    from soma_det.utils import contact_sheet as sheet  # takes seconds to import, and only this option needs it
     from soma_det.utils import visualizer
 
     def sample(domain: str, index: int) -> np.ndarray:
@@ -90,16 +92,16 @@ def contact_sheet(seed: int, split: str, height: int, width: int, rows: int = 3)
 
 
 def write_contact_sheet(path: Path, seed: int, split: str, height: int, width: int) -> None:
-    """Draw the contact sheet into an image file; an OSError says why that cannot be done."""
+    """Write the contact sheet to an image file. Raises an OSError if that fails."""
     if not cv2.haveImageWriter(str(path)):
         raise OSError(f"OpenCV cannot write {path}: use an ending such as .png or .jpg.")
     path.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(path), contact_sheet(seed, split, height, width)[..., ::-1]):
-        raise OSError(f"OpenCV could not write {path}: is there room, and may you write there?")
+        raise OSError(f"OpenCV could not write {path}: check the free space and the permissions of the folder.")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Make the set that the command line asks for."""
+    """Make the set that the command line describes."""
     args = parse_arguments(arguments)
     width, height = args.size
     counts = {domain: (args.train if domain in args.train_domains else 0, args.test) for domain in DOMAINS}
@@ -116,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
             write_contact_sheet(args.contact_sheet, args.seed, "test" if args.test else "train", height, width)
             print(f"{args.contact_sheet}: samples with boxes")
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"make_synthdrive.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on from here.", file=sys.stderr)

@@ -1,19 +1,20 @@
-"""The benchmark runs, and its table and its json file say the same. Nothing here depends on how long anything takes."""
+"""The benchmarks run, and their tables agree with their JSON files. No test depends on how long anything takes."""
 
 import json
 import re
-import sys
-from pathlib import Path
 
+import benchmark
 import numpy as np
 import pytest
 import torch
+from benchmarks.contestants import TwoBranchLinear, adapt, adapted_blocks, create_vit
+from benchmarks.evaluation import random_boxes, score_with_pycocotools, score_with_soma_det
+from benchmarks.timing import Timing, interleave, ratio
 from torch import nn
 
 from soma_det.adapters.selection import select_linears
 from soma_det.adapters.soma import SomaLinear
 
-TOOLS = Path(__file__).parents[2] / "projects" / "Benchmarks"
 MODEL = ["--vit", "test_vit", "--pixels", "64", "--rank", "2", "--rounds", "2"]
 RUNS = {
     "train": [*MODEL, "--batch", "1"],
@@ -25,15 +26,12 @@ RUNS = {
 }
 
 
-@pytest.fixture
-def tools(monkeypatch):
-    """projects/Benchmarks/benchmark.py and its parts can be imported; the number of threads is put back."""
-    monkeypatch.syspath_prepend(str(TOOLS))
+@pytest.fixture(autouse=True)
+def same_threads():
+    """The data benchmark sets the number of threads."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-    for name in [name for name in sys.modules if name.split(".")[0] in ("benchmark", "benchmarks")]:
-        del sys.modules[name]
 
 
 def table(text, first_column):
@@ -53,9 +51,7 @@ def table(text, first_column):
 @pytest.mark.parametrize(
     "run", [pytest.param(run, marks=pytest.mark.slow if run == "detector" else ()) for run in RUNS]
 )
-def test_every_benchmark_runs_and_its_table_and_json_agree(run, tools, tmp_path, capsys):
-    import benchmark
-
+def test_every_benchmark_runs_and_its_table_and_json_agree(run, tmp_path, capsys):
     command, output = "train" if run == "detector" else run, tmp_path / "out" / "result.json"
     benchmark.main([command, *RUNS[run], "--output", str(output)])
     text, content = capsys.readouterr().out, json.loads(output.read_text())
@@ -73,9 +69,7 @@ def test_every_benchmark_runs_and_its_table_and_json_agree(run, tools, tmp_path,
     assert content["versions"]["timm"] in text and content["machine"]["cpu"] in text
 
 
-def test_exactness_that_the_benchmarks_measure_holds(tools, tmp_path):
-    import benchmark
-
+def test_exactness_that_the_benchmarks_measure_holds(tmp_path):
     limits = {}
     for run in ("infer", "init", "eval"):
         benchmark.main([run, *RUNS[run], "--output", str(tmp_path / "result.json")])
@@ -89,19 +83,15 @@ def test_exactness_that_the_benchmarks_measure_holds(tools, tmp_path):
         assert limits[what]["met"], limits[what]
 
 
-def test_both_coco_metrics_are_of_the_same_detections_and_neither_is_trivial(tools):
-    from benchmarks.evaluation import random_boxes, score_with_pycocotools, score_with_soma_det
-
+def test_both_coco_metrics_are_of_the_same_detections_and_neither_is_trivial():
     truth, detections = random_boxes(30, 20, seed=1)
     ours, theirs = score_with_soma_det(truth, detections), score_with_pycocotools(truth, detections)
     assert np.allclose(ours, theirs, atol=1e-6, equal_nan=True)
     assert 0 < np.nanmean(ours) < 100
 
 
-def test_contestants_share_layers_and_rank_and_differ_in_what_trains(tools):
+def test_contestants_share_layers_and_rank_and_differ_in_what_trains():
     pytest.importorskip("peft")
-    from benchmarks.contestants import adapt, adapted_blocks, create_vit
-
     plain = create_vit("test_vit", 64)
     layers = select_linears(plain, adapted_blocks(plain))
     trained = {}
@@ -119,17 +109,13 @@ def test_contestants_share_layers_and_rank_and_differ_in_what_trains(tools):
     assert trained["full"] > trained["soma"]
 
 
-def test_the_two_branch_reference_computes_what_soma_does(tools):
-    from benchmarks.contestants import TwoBranchLinear
-
+def test_the_two_branch_reference_computes_what_soma_does():
     layer = SomaLinear(nn.Linear(8, 12).double(), 2, parts=3)
     x = torch.randn(4, 8, dtype=torch.float64)
     assert torch.allclose(TwoBranchLinear(layer)(x), layer(x))
 
 
-def test_every_round_runs_all_contestants_and_warmups_do_not_count(tools):
-    from benchmarks.timing import Timing, interleave, ratio
-
+def test_every_round_runs_all_contestants_and_warmups_do_not_count():
     calls = []
     contestants = {name: [("part", lambda name=name: calls.append(name))] for name in "abc"}
     timings = interleave(contestants, rounds=4, warmup=2)
@@ -140,9 +126,7 @@ def test_every_round_runs_all_contestants_and_warmups_do_not_count(tools):
     assert Timing(wall=[1.0, 2.0, 3.0, 4.0, 5.0]).quartiles == (2.0, 4.0)
 
 
-def test_unknown_contestants_and_missing_gpus_are_refused(tools, capsys, monkeypatch):
-    import benchmark
-
+def test_unknown_contestants_and_missing_gpus_are_refused(capsys, monkeypatch):
     with pytest.raises(ValueError, match="Unknown contestants .'lore'"):
         benchmark.main(["train", *MODEL, "--contestants", "lore"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -152,10 +136,8 @@ def test_unknown_contestants_and_missing_gpus_are_refused(tools, capsys, monkeyp
         assert message in capsys.readouterr().err
 
 
-def test_the_help_text_names_every_benchmark_with_an_example(tools, capsys):
-    import benchmark
-
+def test_the_help_text_names_every_benchmark_with_an_example(capsys):
     with pytest.raises(SystemExit):
         benchmark.main(["--help"])
-    examples = set(re.findall(r"python tools/benchmark\.py (\w+)", capsys.readouterr().out))
+    examples = set(re.findall(r"python projects/Benchmarks/benchmark\.py (\w+)", capsys.readouterr().out))
     assert examples == set(benchmark.BENCHMARKS)

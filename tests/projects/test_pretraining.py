@@ -12,20 +12,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import soma_det  # noqa: F401  (makes detectron2 importable)
-from synthdrive import make_image
-from synthdrive.scene import render_departures, render_scene
-from soma_det.modeling.backbone.timm_vit import SHIPPED, create_timm_vit
+import pretrain_vit
 from pretraining.distillation import SelfDistillation
 from pretraining.encoder import normalize
+from pretraining.images import MOMENTS, ImageStream, find_images
 from pretraining.masked import MaskedAutoencoder
 from pretraining.moving import MovingObjects
-from pretraining.images import MOMENTS, ImageStream, find_images
 from pretraining.render import render_all, render_moments
 from pretraining.training import CHECKPOINT, WEIGHTS, Pretraining, build_optimizer, learning_rate
+from soma_det.modeling.backbone.timm_vit import create_timm_vit
+from synthdrive import make_image
+from synthdrive.scene import render_departures, render_scene
 
-import pretrain_vit  # noqa: E402
-
+SHIPPED = Path(__file__).parents[2] / "projects" / "Pretraining" / "weights" / "vit_tiny_patch16_synthdrive.safetensors"
 SIZE = (32, 64)  # of the images' grid, pixels; crops are 32 x 32
 
 
@@ -81,9 +80,7 @@ def same(one, two) -> bool:
     return all(torch.equal(arrays[0][name], arrays[1][name]) for name in arrays[0])
 
 
-def tiny_run(
-    images: Path, output: Path, steps: int = 8, seed: int = 0, target: str = "hog", **options
-) -> Pretraining:
+def tiny_run(images: Path, output: Path, steps: int = 8, seed: int = 0, target: str = "hog", **options) -> Pretraining:
     torch.manual_seed(seed)
     vit = create_timm_vit("test_vit", "", 16, SIZE)
     moving, small = target == "moving", {"mask_ratio": 0.5, "width": 16, "depth": 1}
@@ -353,9 +350,9 @@ def test_a_damaged_file_of_weights_is_an_error_that_names_it(tmp_path):
 
 @pytest.mark.parametrize("size", [(288, 480), (224, 224)])
 def test_the_shipped_weights_are_small_and_load_completely_at_every_size(size):
-    assert SHIPPED["synthdrive"].stat().st_size < 12_000_000
-    stored = load_file(SHIPPED["synthdrive"])
-    loaded = create_timm_vit("vit_tiny_patch16_224", "synthdrive", 16, size)
+    assert SHIPPED.stat().st_size < 12_000_000
+    stored = load_file(SHIPPED)
+    loaded = create_timm_vit("vit_tiny_patch16_224", str(SHIPPED), 16, size)
     assert loaded.patch_embed.grid_size == (size[0] // 16, size[1] // 16)
     for name, tensor in loaded.state_dict().items():
         if name != "pos_embed" or size == (288, 480):
@@ -366,7 +363,7 @@ def test_the_shipped_weights_know_road_users_in_the_dark_better_than_random_ones
     """A linear readout of which patches show a road user, from clear days, ranks those at night."""
     scenes = {domain: [patches_of(domain, index) for index in range(8)] for domain in ("daytime_clear", "night_rainy")}
     precision = {}
-    for weights in ("synthdrive", ""):
+    for weights in (str(SHIPPED), ""):
         torch.manual_seed(0)
         vit = create_timm_vit("vit_tiny_patch16_224", weights, 16, (288, 480)).eval()
         (x, y), (other_x, other_y) = (
@@ -375,7 +372,7 @@ def test_the_shipped_weights_know_road_users_in_the_dark_better_than_random_ones
         )
         readout = torch.linalg.solve(x.T @ x + 10 * torch.eye(x.shape[1]), x.T @ (y.float() - y.float().mean()))
         precision[weights] = average_precision(other_x @ readout, other_y)
-    assert precision["synthdrive"] > 0.5 > precision[""] + 0.1
+    assert precision[str(SHIPPED)] > 0.5 > precision[""] + 0.1
 
 
 def patches_of(domain: str, index: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,11 +1,9 @@
-"""What pretraining predicts, from images and from what comes and goes, and how it starts."""
+"""Targets of pretraining, from images and from objects that come and go, and how the ViT starts."""
 
 import numpy as np
 import pytest
 import torch
 
-import soma_det  # noqa: F401  (makes detectron2 importable)
-from soma_det.modeling.backbone.timm_vit import create_timm_vit
 from pretraining.distillation import SelfDistillation
 from pretraining.encoder import grid_windows
 from pretraining.masked import MaskedAutoencoder
@@ -13,11 +11,12 @@ from pretraining.mimetic import _factors, mimetic_init
 from pretraining.motion import departed, object_targets
 from pretraining.moving import MovingObjects
 from pretraining.objectives import hog, normalized_pixels, patchify
+from soma_det.modeling.backbone.timm_vit import create_timm_vit
 
 SIZE = (32, 64)  # of the images' grid, pixels
 
 
-# What is predicted
+# Targets
 
 
 def test_patches_come_row_by_row_with_all_their_pixels():
@@ -89,11 +88,11 @@ def test_the_teacher_sees_all_patches_and_gets_no_gradient():
     model = distillation().train()
     image = 255 * torch.rand(1, 3, *SIZE)
     window = model.windows(image, torch.zeros(1, 2))
-    features = model.wanted(image, window)
+    features = model.targets(image, window)
     torch.testing.assert_close(features.mean(1), torch.zeros(1, features.shape[2]), atol=1e-5, rtol=0)
     changed = image.clone()
     changed[:, :, 16:] = 0.0  # the lower row of patches
-    assert not torch.allclose(features[:, :4], model.wanted(changed, window)[:, :4])
+    assert not torch.allclose(features[:, :4], model.targets(changed, window)[:, :4])
     model(image, torch.zeros(1, 2), torch.rand(8))["loss_masked"].backward()
     assert all(p.grad is None for p in model.teacher.parameters())
     assert model.vit.patch_embed.proj.weight.grad.abs().max() > 0
@@ -111,7 +110,7 @@ def test_the_encoder_is_the_vit_itself():
         torch.testing.assert_close(encoded, expected, atol=1e-5, rtol=1e-5)
 
 
-# What comes and goes
+# Objects that come and go
 
 
 def place(*boxes: tuple[int, int, int, int]) -> np.ndarray:
@@ -166,7 +165,7 @@ def test_an_empty_street_gives_finite_losses():
     assert losses["loss_extent"] == losses["loss_portrait"] == 0 < losses["loss_cover"]
 
 
-# How it starts
+# The start of attention
 
 
 def test_mimetic_attention_starts_at_similar_tokens_and_away_from_the_value():

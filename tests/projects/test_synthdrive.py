@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import pytest
 
-import soma_det  # noqa: F401
 from synthdrive import CLASSES, DOMAINS, generate, make_image, render_scene
 from synthdrive.camera import Camera, clip_near
 from synthdrive.ordering import painting_order
@@ -131,7 +130,7 @@ def test_clouds_change_the_light_and_nothing_else():
     assert not np.array_equal(sunny.image, cloudy.image)
 
 
-def test_a_image_is_a_pure_function_of_seed_domain_split_and_index():
+def test_an_image_is_a_pure_function_of_seed_domain_split_and_index():
     first, _ = make_image(1, "dusk_rainy", "test", 4, *SIZE)
     make_image(1, "night_rainy", "test", 4, *SIZE)
     again, _ = make_image(1, "dusk_rainy", "test", 4, *SIZE)
@@ -188,7 +187,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(finished, tmp_p
     assert _digests(tmp_path) == _digests(finished)
 
 
-def test_a_image_without_annotation_is_made_again(finished, tmp_path):
+def test_an_image_without_annotation_is_made_again(finished, tmp_path):
     next(generate(tmp_path, COUNTS, seed=3, height=SIZE[0], width=SIZE[1], workers=1))
     devkit = tmp_path / "daytime_clear/VOC2007"
     (devkit / "Annotations/daytime_clear_train_000000.xml").unlink()
@@ -213,7 +212,7 @@ def test_a_folder_of_other_images_is_left_as_it_is(tmp_path):
     listed.parent.mkdir(parents=True)
     listed.write_text("mine")
     for overwrite in (False, True):
-        with pytest.raises(ValueError, match="holds dusk_rainy, which is no SynthDrive"):
+        with pytest.raises(ValueError, match="holds dusk_rainy, which SynthDrive did not write"):
             _run(tmp_path, {"dusk_rainy": (0, 2), "daytime_foggy": (0, 1)}, overwrite=overwrite)
     assert listed.read_text() == "mine" and [path.name for path in tmp_path.iterdir()] == ["dusk_rainy"]
 

@@ -1,4 +1,4 @@
-"""Draws a comparison: every configuration's scores, and its paired difference from the reference."""
+"""Draws a comparison: the scores of every configuration and its paired difference from the reference."""
 
 import math
 import os
@@ -21,21 +21,21 @@ BAND_COLOR = "#f4f6f9"
 def draw_comparison_chart(
     rows: Sequence[dict], source: str, reference: str, path: str | os.PathLike, metric: str = "VOC AP50"
 ) -> None:
-    """Save one row per configuration, the best mean over unseen splits on top.
+    """Save a chart with one row per configuration, sorted by the mean over unseen splits.
 
-    Left: scores on the source and on unseen splits, a dot for the mean over seeds, a small one for each seed. Right: the
-    difference of the unseen mean from the reference's, with its interval; without any difference it is left out.
+    Left: scores on the source and on unseen splits, a large dot for the mean over seeds and a small one for each seed.
+    Right, if there are differences: the difference of the unseen mean from the reference's, with its interval.
 
     Args:
         rows: "name", "source" and "unseen" (:class:`Spread`) and "difference" (:class:`Difference` or None).
         source: the source split's label.
-        reference: name of the reference, which is printed bold.
+        reference: name of the reference; printed in bold.
         path: PNG file; overwritten.
-        metric: what the scores are; written at the axis.
+        metric: label of the axis.
     """
     rows = sorted(rows, key=lambda row: (math.isnan(row["unseen"].mean), -row["unseen"].mean))
     paired = any(row["difference"] is not None for row in rows)
-    # Figure and canvas are used directly, because pyplot would keep every figure alive and change the caller's backend.
+    # Not pyplot: it would keep every figure alive and change the caller's backend.
     figure = Figure(figsize=(10.4 if paired else 6.8, 1.7 + 0.36 * len(rows)), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2 if paired else 1, sharey=True, squeeze=False, width_ratios=[1.25, 1][: 1 + paired])[0]
@@ -88,7 +88,7 @@ def _draw_differences(axes: Axes, rows: Sequence[dict], reference: str) -> None:
 
 
 def _marker(color: str) -> dict:
-    """Hollow where the interval includes 0, so that the verdict does not hang on color alone."""
+    """Hollow where the interval includes 0, so that color is not the only sign of it."""
     hollow = color == UNDECIDED_COLOR
     edge = {"markeredgecolor": color, "markeredgewidth": 1.6} if hollow else {"markeredgecolor": "white"}
     return {"markersize": 6.5 if hollow else 7.5, "color": "white" if hollow else color, **edge}

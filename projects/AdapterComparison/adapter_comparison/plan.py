@@ -1,4 +1,4 @@
-"""What is compared: a file that lists configurations, and the checks that they can be compared."""
+"""The comparison file, which lists configurations, and the checks that they can be compared."""
 
 import json
 import os
@@ -20,7 +20,7 @@ KEYS = {
     "validation": str,
     "runs": dict,
 }
-# What a comparison holds equal: data and their order, number of iterations, and the detector on top of the backbone.
+# Settings that all runs of a comparison share: the data, the number of iterations, the detector on top of the backbone.
 EQUAL = (
     "DATALOADER",
     "DATASETS",
@@ -42,10 +42,10 @@ EQUAL = (
 
 @dataclass(frozen=True)
 class Configuration:
-    """One of the things compared.
+    """One configuration of the detector.
 
     Attributes:
-        name: also that of its folder.
+        name: names its folder too.
         config_file: path.
         opts: KEY VALUE words.
     """
@@ -57,12 +57,12 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Configurations, the seeds that each trains with, and how they are judged.
+    """Configurations, the seeds that each of them trains with, and how they are judged.
 
     Attributes:
-        reference: name of the configuration that all others are paired with.
-        classes: what scores are averaged over; empty: all.
-        validation: the unseen test set by which settings may be chosen, beside the source; empty: none.
+        reference: name of the configuration that all others are compared with.
+        classes: classes that scores are averaged over; empty: all.
+        validation: the unseen test set that may be used to choose settings, beside the source; empty: none.
     """
 
     configurations: tuple[Configuration, ...]
@@ -84,22 +84,22 @@ def load_comparison(
         config: ../demo.yaml            # of every run, relative to this file
         options: {SOLVER.MAX_ITER: 300} # of every run
         seeds: [1, 2, 3]
-        reference: soma                 # what the others are paired with
-        classes: [car, person]          # scores are means over these; without it, over all
-        validation: night_rainy_test    # settings are chosen by this test set and the source, and confirmed on the others
+        reference: soma                 # the others are compared with it
+        classes: [car, person]          # scores are means over these classes; without it, over all
+        validation: night_rainy_test    # chooses settings, with the source; the other test sets confirm the choice
         runs:
           soma: {}
           lora: {MODEL.ADAPTER.NAME: lora}
-          resnet: {config: ../adapters/ibn_resnet.yaml}
+          resnet: {config: ibn_resnet.yaml}
 
     Args:
-        opts: KEY VALUE words for every run, after ``options`` and before what a run sets for itself.
+        opts: KEY VALUE words for every run. They override ``options``, and a run's own settings override them.
         seeds, reference: in place of the file's, unless empty.
         only: names of the runs to take; empty: all.
 
     Raises:
         FileNotFoundError: the file, or a config that it names, does not exist.
-        ValueError: it is not such a file, or a name is unknown.
+        ValueError: the file is malformed, or a name is unknown.
     """
     path = Path(path)
     content = _read(path)
@@ -117,7 +117,7 @@ def load_comparison(
 
 
 def require_comparable(cfgs: dict[str, CfgNode]) -> None:
-    """Raise a ValueError unless all train on the source domain alone and equally, apart from the backbone.
+    """Raise a ValueError unless all train on the source domain alone and differ in the backbone only.
 
     Args:
         cfgs: name -> config, whose data sets are registered.
@@ -144,7 +144,7 @@ def require_classes(cfg: CfgNode, classes: Sequence[str]) -> None:
 
 
 def require_validation(cfg: CfgNode, validation: str) -> None:
-    """Raise a ValueError unless it is empty or an unseen test set, and others are left to confirm what it chooses."""
+    """Raise a ValueError unless ``validation`` is empty, or one of several unseen test sets."""
     unseen = [name for name in cfg.DATASETS.TEST if name != cfg.DATASETS.SOURCE_TEST]
     if validation and (validation not in unseen or len(unseen) < 2):
         raise ValueError(
@@ -153,7 +153,7 @@ def require_validation(cfg: CfgNode, validation: str) -> None:
 
 
 def flat_settings(cfg: CfgNode, prefix: str = "") -> dict[str, object]:
-    """{"MODEL.ADAPTER.RANK": 16, ...}, with lists for tuples, which a config loses on its way through a file."""
+    """{"MODEL.ADAPTER.RANK": 16, ...}, with lists for tuples, as a saved config has them."""
     flat = {}
     for key, value in cfg.items():
         if isinstance(value, CfgNode):
@@ -180,32 +180,32 @@ def _require_source_only(name: str, cfg: CfgNode) -> None:
         # A data set from a json file has no domain by which to tell.
         if train in tests or MetadataCatalog.get(train).get("domain") not in (None, domain):
             raise ValueError(
-                f"{name} trains on {train}: to compare on unseen weather, train on lists of {source}'s domain only, and "
-                "on none that is tested."
+                f"{name} trains on {train}: to compare on unseen weather, train on splits of {source}'s domain "
+                "only, and on none that is tested."
             )
 
 
 def _read(path: Path) -> dict:
     if not path.is_file():
-        raise FileNotFoundError(f"There is no comparison file {path}.")
+        raise FileNotFoundError(f"The comparison file {path} does not exist.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no valid yaml: {error}") from error
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("runs"), dict) or not content["runs"]:
-        raise ValueError(f"{path} is no comparison file: it needs 'runs', a mapping of names to settings.")
+        raise ValueError(f"{path} is not a comparison file: it needs 'runs', a mapping of names to settings.")
     if set(content) - set(KEYS):
         raise ValueError(f"{path} has the unknown keys {sorted(set(content) - set(KEYS))}; known are {sorted(KEYS)}.")
     for key, value in content.items():
         if value is not None and not isinstance(value, KEYS[key]):
-            wanted = {str: "a word", list: "a list, in [ ]", dict: "a mapping of names to values"}[KEYS[key]]
-            raise ValueError(f"{path}: {key} is {value!r}, and has to be {wanted}.")
+            expected = {str: "a word", list: "a list, in [ ]", dict: "a mapping of names to values"}[KEYS[key]]
+            raise ValueError(f"{path}: {key} is {value!r}; it must be {expected}.")
     return content
 
 
 def _configuration(path: Path, name: str, run: dict, config: str | None, shared: list[str]) -> Configuration:
     if not re.fullmatch(r"\w[\w.+-]*", str(name)):
-        raise ValueError(f"{path}: the run {name!r} gives its folder its name; use letters, digits and . + - _ only.")
+        raise ValueError(f"{path}: the run {name!r} names a folder; use letters, digits and . + - _ only.")
     if not isinstance(run, dict):
         raise ValueError(f"{path}: the run {name} is {run!r}; write KEY: VALUE pairs, or {{}}.")
     own = {key: value for key, value in run.items() if key != "config"}
@@ -223,7 +223,7 @@ def _words(settings: dict) -> list[str]:
 
 
 def _check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
-    # A negative seed is Detectron2's "another one each time", which cannot be paired.
+    # Detectron2 replaces a negative seed by a random one. Such runs cannot be paired.
     if not seeds or len(set(seeds)) < len(seeds) or any(not isinstance(s, int) or s < 0 for s in seeds):
         raise ValueError(f"A comparison needs distinct seeds from 0 on; got {list(seeds)}.")
     return tuple(seeds)

@@ -1,7 +1,7 @@
-"""What several trainings say together: means, standard deviations, and paired differences with their uncertainty.
+"""Means, standard deviations and paired differences over trainings, with their uncertainty.
 
-A training's scores are a dict of split -> score, 0 to 100. Everything here also takes a whole series of scores in the
-place of each number, as resampling gives them.
+The scores of a training are a dict of split -> score, 0 to 100. A score may also be an array of scores, one for each
+resample.
 """
 
 import warnings
@@ -20,9 +20,9 @@ class Spread:
     """A number in several trainings.
 
     Attributes:
-        values: seed -> number; without those that do not exist (NaN).
-        mean: NaN without any.
-        sd: sample standard deviation, with n - 1; NaN with fewer than two.
+        values: seed -> number, without NaN.
+        mean: NaN without any number.
+        sd: sample standard deviation (n - 1); NaN with fewer than two numbers.
     """
 
     values: dict[int, float]
@@ -35,8 +35,8 @@ class Difference(Spread):
     """Score minus the reference's score at the same seed, and the interval of its mean.
 
     Attributes:
-        interval: (low, high) from :func:`bootstrap_interval`; NaN with fewer than two seeds, which tell nothing of how
-            trainings vary, or where nothing could be resampled.
+        interval: (low, high) from :func:`bootstrap_interval`; NaN with fewer than two seeds, or without any resampled
+            score.
     """
 
     interval: tuple[float, float]
@@ -48,13 +48,13 @@ def summarize_splits(
     """The scores, their mean over the unseen splits, and that mean in percent of the source's score.
 
     Args:
-        scores: split -> score or (resamples,) scores; NaN where there is none, which a mean leaves out.
-        source: the split whose weather training has seen.
-        validation: the one unseen split by which settings may be chosen, if there is one.
+        scores: split -> score or (resamples,) scores. NaN is left out of means.
+        source: the split of the training's weather.
+        validation: the unseen split that may be used to choose settings; empty: none.
 
     Returns:
-        the splits, "unseen" and "relative", which is NaN where the source's score is 0; with a validation split also
-        "choosing", the mean over the source and it, and "held_out", the mean over all others.
+        The splits, "unseen" and "relative" (NaN where the source's score is 0). With a validation split also
+        "choosing", the mean over the source and the validation split, and "held_out", the mean over all others.
     """
     splits = {name: np.asarray(score, dtype=float) for name, score in scores.items()}
     reference = splits[source]
@@ -86,8 +86,8 @@ def paired_difference(
 
     Args:
         scores, reference: seed -> score.
-        resampled, resampled_reference: seed -> (resamples,) scores on resampled images, in both the same images at
-            the same place.
+        resampled, resampled_reference: seed -> (resamples,) scores on resampled images. Element i of both has the
+            same images.
     """
     seeds = [seed for seed in scores if seed in reference]
     differences = spread({seed: scores[seed] - reference[seed] for seed in seeds})
@@ -95,22 +95,23 @@ def paired_difference(
     if not seeds:
         return Difference({}, differences.mean, differences.sd, (float("nan"), float("nan")))
     table = np.stack([resampled[seed] - resampled_reference[seed] for seed in seeds])
-    # Average precision takes maxima, which drawing images anew raises, and more so where it is high: of the resampled
-    # differences only the variation is taken, around those that were measured.
+    # Average precision takes maxima, so resampling images raises it, and a high one more than a low one. Only the
+    # variation of the resampled differences is used, around the measured differences.
     table += (np.array([*differences.values.values()]) - _nan_mean(table.T))[:, None]
     return Difference(differences.values, differences.mean, differences.sd, bootstrap_interval(table))
 
 
 def bootstrap_interval(differences: np.ndarray) -> tuple[float, float]:
-    """The percentile interval of a mean over seeds, with seeds and images both drawn anew in each resample.
+    """The percentile interval of a mean over seeds, where each resample draws both seeds and images.
 
-    Seeds and images are crossed: each training is tested on all images. Resample b therefore draws one set of
-    images for all trainings, and one set of seeds for all images ("pigeonhole bootstrap": Owen, The pigeonhole
-    bootstrap, Annals of Applied Statistics 1(2), 2007, which finds it slightly conservative).
+    Seeds and images are crossed: each training is tested on all images. So a resample draws one set of images for all
+    trainings, and one set of seeds for all images.
+
+    Source: Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1(2), 2007, which finds it slightly
+    conservative.
 
     Args:
-        differences: (seeds, resamples); column b has the images of resample b already. NaN where a resample has no
-            score; it is left out.
+        differences: (seeds, resamples). A column holds scores on the images of one resample. NaN is left out.
 
     Returns:
         (low, high); NaN with fewer than two seeds or without any score.
@@ -132,7 +133,7 @@ def _mean_of(splits: Mapping[str, np.ndarray], names: Collection[str]) -> np.nda
 
 
 def _nan_mean(values: np.ndarray) -> np.ndarray:
-    """Mean over the first axis of what is not NaN; NaN where all are."""
+    """Mean over the first axis without NaN; NaN where all values are."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # "Mean of empty slice", which is the NaN that is wanted
+        warnings.simplefilter("ignore", RuntimeWarning)  # "Mean of empty slice": NaN is right there
         return np.nanmean(values, axis=0)

@@ -1,1 +1,1 @@
-"""The parts of projects/Benchmarks/benchmark.py."""
+"""Speed and memory of adapters, of data loading and of the metrics."""

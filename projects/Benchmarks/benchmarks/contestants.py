@@ -1,4 +1,4 @@
-"""The ways of adapting a ViT that are compared, all on the same layers and at the same rank."""
+"""Ways to adapt a ViT, all on the same layers and at the same rank."""
 
 import importlib.util
 from typing import Sequence
@@ -24,7 +24,7 @@ NEED_PEFT = (PEFT_LORA, "pissa")
 
 
 class TwoBranchLinear(nn.Module):
-    """SoMA written down as it reads: y = x W_res^T + (x A^T) B^T + bias."""
+    """SoMA computed as its formula reads: y = x W_res^T + (x A^T) B^T + bias."""
 
     def __init__(self, layer: SomaLinear):
         super().__init__()
@@ -37,7 +37,7 @@ class TwoBranchLinear(nn.Module):
 
 
 def available(names: Sequence[str]) -> list[str]:
-    """Those contestants that can run: peft's only where it is installed.
+    """The contestants that can run here. Those of peft need peft.
 
     Raises:
         ValueError: a name is unknown.
@@ -50,7 +50,7 @@ def available(names: Sequence[str]) -> list[str]:
 
 
 def create_vit(size: str, pixels: int) -> nn.Module:
-    """A ViT with random weights: time does not depend on them.
+    """A ViT with random weights, on which time does not depend.
 
     Args:
         size: one of ``SIZES``, or any timm ViT.
@@ -66,10 +66,10 @@ def adapted_blocks(vit: nn.Module) -> list[int]:
 
 
 def adapt(vit: nn.Module, name: str, rank: int) -> None:
-    """Make a contestant of a plain ViT, in place. SoMA and peft's methods train the biases of their layers too.
+    """Turn a plain ViT into a contestant, in place. SoMA and peft's methods train the biases of their layers too.
 
-    Factors are random and not decomposed, which takes long and changes no time of a step. What sets PiSSA apart from
-    LoRA is only how it starts.
+    The factors are random: a decomposition takes long and changes no time of a step. PiSSA and LoRA differ in their
+    start only.
     """
     blocks = adapted_blocks(vit)
     if name == FLOOR:

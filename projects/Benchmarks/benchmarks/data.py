@@ -1,4 +1,4 @@
-"""Reading and augmenting images on one core, against Detectron2's own mapper."""
+"""Reading and augmenting images on one core, beside Detectron2's own mapper."""
 
 import argparse
 import tempfile
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Report:
-    """Time the recipe's reading and augmentation of the same images in one process without workers."""
+    """Time reading and augmenting the same images in one process, with the recipe's augmentation."""
     cv2.setNumThreads(0)  # as in a worker process
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> Report:
         }
         report.rows.append({"loader": name, **rates, "against ours": ratio(timing, timings[OURS])})
     report.limits = [Limit("Detectron2's mapper against ours", ratio(timings[SAME], timings[OURS]), 1.0, at_most=False)]
-    report.notes = ["Every contestant reads the same images in every round, each with random numbers of its own."]
+    report.notes = ["Every contestant reads the same images in every round, with its own random numbers."]
     return report
 
 

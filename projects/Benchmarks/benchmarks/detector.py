@@ -1,4 +1,4 @@
-"""A detector and images for it, without any file."""
+"""A detector and input for it, made without files."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ OBJECTS = 8  # ground-truth boxes in an image
 
 
 def build_detector(size: str, pixels: int) -> nn.Module:
-    """The Faster R-CNN of configs/Base-SoMA.yaml on a plain ViT with random weights, nothing adapted."""
+    """The Faster R-CNN of configs/Base-SoMA.yaml on a plain ViT with random weights, without an adapter."""
     options = {
         "MODEL.DEVICE": "cpu",
         "MODEL.VIT.NAME": SIZES.get(size, size),
@@ -30,7 +30,7 @@ def build_detector(size: str, pixels: int) -> nn.Module:
 
 
 def random_images(count: int, pixels: int, seed: int, labeled: bool) -> list[dict]:
-    """Noise (3, H, W) uint8, in Detectron2's form, with boxes where they are wanted."""
+    """Detectron2's input dicts of noise (3, H, W) uint8, with random boxes if ``labeled``."""
     generator = torch.Generator().manual_seed(seed)
     samples = []
     for _ in range(count):

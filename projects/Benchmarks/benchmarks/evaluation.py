@@ -1,4 +1,4 @@
-"""The COCO metric of this project against pycocotools."""
+"""The COCO metric of soma_det beside pycocotools."""
 
 import argparse
 import contextlib

@@ -1,4 +1,4 @@
-"""Inference of a merged ViT against the plain one."""
+"""Inference of a merged ViT beside the plain one."""
 
 import argparse
 import copy
@@ -18,11 +18,11 @@ OUTPUT_LIMIT = {"float32": 1e-5}  # relative; lower precisions round more
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    pass
+    """This benchmark has no options of its own."""
 
 
 def run(args: argparse.Namespace) -> Report:
-    """Time the forward pass before and after merging and compare outputs and modules."""
+    """Time the forward pass before and after merging, and compare outputs and modules."""
     models = build_models(args)
     x = torch.stack([p["image"] for p in random_images(args.batch, args.pixels, args.seed, False)]).float()
     x = x.div(255).to(args.device)
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> Report:
 
 
 def build_models(args: argparse.Namespace) -> dict[str, nn.Module]:
-    """Name -> backbone in evaluation mode. The adapted ones have left their pretrained weights."""
+    """Name -> backbone in evaluation mode. The factors of the adapted ones are random, as after a training."""
     torch.manual_seed(args.seed)
     plain = create_vit(args.vit, args.pixels)
     adapted = copy.deepcopy(plain)

@@ -1,4 +1,4 @@
-"""What a benchmark found: rows for a table, limits that they are held against, and the machine that they are from."""
+"""The result of a benchmark: rows of a table, limits, and the machine."""
 
 import json
 import platform
@@ -16,7 +16,7 @@ PACKAGES = ("torch", "torchvision", "timm", "peft", "numpy", "opencv-python", "p
 
 @dataclass(frozen=True)
 class Limit:
-    """A figure of a benchmark and what it is held against."""
+    """A figure of a benchmark and the limit set for it."""
 
     what: str
     value: float
@@ -35,10 +35,10 @@ class Report:
 
     Attributes:
         title: what was measured.
-        settings: all options, so that the run can be repeated.
-        rows: column -> value, the same columns in each.
+        settings: all options.
+        rows: column -> value, with the same columns in each row.
         limits: may be empty.
-        notes: sentences that a reader of the table needs.
+        notes: sentences below the table.
     """
 
     title: str
@@ -56,7 +56,7 @@ class Report:
         return "\n\n".join(blocks + self.notes)
 
     def save(self, path: str | Path) -> None:
-        """Write everything as json."""
+        """Write everything as JSON."""
         limits = [{**asdict(limit), "met": limit.met} for limit in self.limits]
         content = {**asdict(self), "limits": limits, "machine": machine(), "versions": versions()}
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def format_rows(rows: list[dict]) -> str:
 
 
 def machine() -> dict[str, str | int]:
-    """What the benchmark ran on."""
+    """CPU, cores, threads and GPU of this machine."""
     found = {"cpu": cpu_name(), "cores": count_cores(), "threads": torch.get_num_threads()}
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
@@ -78,7 +78,7 @@ def machine() -> dict[str, str | int]:
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that matter, as far as they are installed."""
+    """Versions of Python and of the packages that influence the figures."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -96,7 +96,7 @@ def describe_machine() -> str:
 
 def _limit_row(limit: Limit) -> dict:
     sign = "<=" if limit.at_most else ">="
-    return {"limit": limit.what, "measured": limit.value, "held against": f"{sign} {limit.limit:g}", "met": limit.met}
+    return {"limit": limit.what, "measured": limit.value, "allowed": f"{sign} {limit.limit:g}", "met": limit.met}
 
 
 def _format(value: object) -> str:

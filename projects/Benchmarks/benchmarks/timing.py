@@ -1,4 +1,4 @@
-"""Times contestants in turn, in one process, so that whatever else the machine does hits all of them alike."""
+"""Times contestants in turn in one process, so that other work on the machine slows all of them down alike."""
 
 import random
 import statistics
@@ -16,8 +16,8 @@ class Timing:
     """Seconds of every round.
 
     Attributes:
-        wall: by the clock.
-        cpu: of all threads of this process; less sensitive to what other processes do.
+        wall: wall-clock time.
+        cpu: CPU time of all threads of this process; other processes disturb it less.
     """
 
     wall: list[float] = field(default_factory=list)
@@ -25,12 +25,12 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """Median by the clock, seconds."""
+        """Median wall-clock time, seconds."""
         return statistics.median(self.wall)
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """The lower and the upper quartile by the clock, seconds."""
+        """Lower and upper quartile of the wall-clock time, seconds."""
         if len(self.wall) < 2:
             return self.median, self.median
         low, _, high = statistics.quantiles(self.wall, n=4, method="inclusive")
@@ -45,12 +45,12 @@ class Timing:
 def interleave(
     contestants: Mapping[str, Sequence[Part]], rounds: int, warmup: int = 1, device: str = "cpu", seed: int = 0
 ) -> dict[str, dict[str, Timing]]:
-    """Run every contestant once a round, in a new order each round, and time its parts.
+    """Run every contestant once in each round, in random order, and time its parts.
 
     Args:
-        contestants: name -> parts (name, function), which are run one after the other.
+        contestants: name -> parts (name, function), which run one after the other.
         rounds, warmup: rounds that count, and rounds before them that do not.
-        device: "cuda" waits for the GPU before each look at the clock.
+        device: for "cuda" the GPU is synchronized before each measurement.
 
     Returns:
         contestant -> part -> timing.
@@ -69,15 +69,15 @@ def interleave(
 
 
 def ratio(timing: Timing, to: Timing) -> float:
-    """How much longer one takes than the other: the median over rounds of the quotient by the clock.
+    """The median over rounds of the ratio of wall-clock times.
 
-    The two of a round are neighbors in time, so that a slow spell of the machine cancels out.
+    Two measurements of the same round are close in time, so a slow spell of the machine cancels out.
     """
     return statistics.median(a / b for a, b in zip(timing.wall, to.wall, strict=True))
 
 
 def cpu_ratio(timing: Timing, to: Timing) -> float:
-    """As :func:`ratio`, by CPU time."""
+    """As :func:`ratio`, with CPU times."""
     return statistics.median(a / b for a, b in zip(timing.cpu, to.cpu, strict=True))
 
 

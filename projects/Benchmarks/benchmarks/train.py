@@ -14,7 +14,7 @@ from torch import nn
 
 from soma_det.modeling.backbone.timm_vit import TimmViT
 
-# (size, pixels, device, dtype) -> most that SoMA may take against the floor, least that peft's LoRA may against SoMA
+# (size, pixels, device, dtype) -> upper limit of SoMA / floor, lower limit of peft's LoRA / SoMA
 LIMITS = {
     ("s", 384, "cpu", "float32"): (1.12, 1.10),
     ("ti", 256, "cpu", "float32"): (1.18, 1.20),
@@ -24,7 +24,7 @@ STEP, OPTIMIZER = "forward and backward", "optimizer"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--detector", action="store_true", help="a Faster R-CNN instead of the backbone alone")
+    parser.add_argument("--detector", action="store_true", help="a Faster R-CNN, not the backbone alone")
     parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS), metavar="NAME", help="%(default)s")
 
 
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> Report:
 
 
 def build_models(args: argparse.Namespace) -> dict[str, nn.Module]:
-    """Contestant -> model in training mode, all with the same weights where they share them."""
+    """Contestant -> model in training mode. Shared weights are the same in all."""
     torch.manual_seed(args.seed)
     plain = build_detector(args.vit, args.pixels) if args.detector else create_vit(args.vit, args.pixels)
     models = {}
@@ -81,8 +81,8 @@ def _step(model: nn.Module, name: str, args: argparse.Namespace) -> list[tuple[s
 
 
 def _memory(model: nn.Module, step: Callable, device: str) -> float:
-    """MiB: on a GPU the peak of a step and the model, on a CPU what is kept for the backward pass."""
-    step()  # gradients, and whatever is allocated once
+    """MiB: on a GPU the peak of a step with the model, on a CPU what is kept for the backward pass."""
+    step()  # gradients, and what is allocated once
     if device == "cuda":
         for parameter in model.parameters():
             parameter.grad = None  # so that the peak has the gradients in it
@@ -134,9 +134,9 @@ def _limits(timings: dict, memory: dict[str, float], args: argparse.Namespace) -
 
 def _notes(args: argparse.Namespace) -> list[str]:
     memory = (
-        "Peak MiB: of a step, with the contestant's own weights."
+        "Peak MiB: of a step, with the contestant's weights."
         if args.device == "cuda"
-        else "Kept for backward: what autograd keeps between the passes, each storage once, without weights; not a peak."
+        else "Kept for backward: what autograd saves, without weights, each storage counted once; not a peak."
     )
-    frozen = "" if args.detector else " Frozen has nothing to train, so no backward pass."
+    frozen = "" if args.detector else " Frozen has no backward pass."
     return [f"A step is forward and backward; the floor trains the biases of the same layers.{frozen} {memory}"]

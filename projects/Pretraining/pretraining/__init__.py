@@ -1,1 +1,1 @@
-"""Self-supervised pretraining of a small ViT on images without labels (projects/Pretraining/pretrain_vit.py)."""
+"""Self-supervised pretraining of a small ViT on images without labels."""

@@ -1,4 +1,4 @@
-"""Self-distillation: a ViT predicts, from a part of an image, what its own running average makes of all of it."""
+"""Self-distillation: from a part of an image, a ViT predicts the features that its running average has of all of it."""
 
 import copy
 import math
@@ -13,37 +13,37 @@ from pretraining.masked import MaskedPrediction
 class SelfDistillation(MaskedPrediction):
     """Masked prediction of a teacher's features; the teacher is the running average of the ViT itself.
 
-    What is predicted of a patch is the mean of the features that the later half of the teacher's blocks have there, each
-    channel with mean 0 and deviation 1 over the patches of the image, without which the same features for all patches
-    would be a solution. As training goes on, the teacher changes ever less.
+    The target of a patch is the mean of the teacher's features there, over the later half of the blocks. Each channel
+    is normalized to mean 0 and deviation 1 over the patches of the image: otherwise equal features for all patches
+    would be a solution. The teacher changes less and less during the training.
 
-    Sources: Baevski et al., Efficient Self-supervised Learning with Contextualized Target Representations (data2vec 2.0),
-    2022 (arXiv 2212.07525), section 3; the momentum's schedule is that of Grill et al., Bootstrap Your Own Latent, 2020
-    (arXiv 2006.07733), section 3.2.
+    Sources: Baevski et al., Efficient Self-supervised Learning with Contextualized Target Representations (data2vec
+    2.0), 2022 (arXiv 2212.07525), section 3; the momentum's schedule is that of Grill et al., Bootstrap Your Own
+    Latent, 2020 (arXiv 2006.07733), section 3.2.
 
     Args:
-        momentum: share of the teacher that one iteration leaves, at the start of the training.
+        momentum: weight of the old teacher in its running average, at the start of the training.
         others: see MaskedPrediction.
 
     Raises:
-        ValueError: see MaskedPrediction; or the momentum is not between 0 and 1.
+        ValueError: the momentum is not between 0 and 1; see MaskedPrediction too.
     """
 
     def __init__(self, vit: nn.Module, *others, momentum: float = 0.99, **options):
         super().__init__(vit, vit.embed_dim, *others, **options)
         if not 0.0 <= momentum <= 1.0:
-            raise ValueError(f"The teacher's momentum is {momentum}: it has to lie between 0 and 1.")
+            raise ValueError(f"The teacher's momentum is {momentum}; choose one from 0 to 1.")
         self.momentum = momentum
         self.teacher = copy.deepcopy(vit).eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> "SelfDistillation":
-        """The teacher stays as it is in evaluation."""
+        """The teacher stays in evaluation mode."""
         super().train(mode)
         self.teacher.eval()
         return self
 
     @torch.no_grad()
-    def wanted(self, images: Tensor, window: Tensor) -> Tensor:
+    def targets(self, images: Tensor, window: Tensor) -> Tensor:
         """See MaskedPrediction."""
         tokens = self.embed_patches(self.teacher, images, window)
         later, features = len(self.teacher.blocks) // 2, 0.0

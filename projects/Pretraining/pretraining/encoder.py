@@ -10,25 +10,24 @@ PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # as
 
 
 class CropEncoder(nn.Module):
-    """What pretraining objectives share: a ViT that is trained in place.
+    """The base of all objectives: a ViT that is trained in place.
 
-    Position embeddings are fixed sines and cosines of the patch's row and column, for the ViT's whole grid; a crop smaller
-    than it takes the window of the grid that corresponds to its place in the image. Attention starts as `mimetic_init`
-    says.
+    Position embeddings are fixed sines and cosines of the patch's row and column in the ViT's whole grid. A smaller
+    crop uses the window of the grid where it lies in its image. Attention starts as `mimetic_init` says.
 
     Args:
         vit: a timm VisionTransformer with absolute position embeddings.
 
     Raises:
-        ValueError: the ViT is of another kind.
+        ValueError: the ViT is of another architecture.
     """
 
     def __init__(self, vit: nn.Module):
         super().__init__()
         if getattr(vit, "pos_embed", None) is None or getattr(vit.blocks[0].attn, "qkv", None) is None:
             raise ValueError(
-                f"{type(vit).__name__} has no absolute position embeddings or no attention with qkv in one layer: choose "
-                "one of timm.list_models('vit_*_patch16_224')."
+                f"{type(vit).__name__} has no absolute position embeddings or no attention with qkv in one layer: "
+                "choose one of timm.list_models('vit_*_patch16_224')."
             )
         self.vit = vit
         self.patch, self.grid = vit.patch_embed.patch_size[0], tuple(vit.patch_embed.grid_size)
@@ -47,13 +46,13 @@ class CropEncoder(nn.Module):
         return grid_windows(self.grid, tuple(size // self.patch for size in images.shape[2:]), places)
 
     def encode(self, images: Tensor, window: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Images (N, 3, H, W) in 0 to 255 -> tokens (N, patches, C), of the patches ``seen`` (N, seen) alone where given."""
+        """Images (N, 3, H, W) in 0 to 255 -> tokens (N, patches, C), or (N, seen, C) of the patches ``seen``."""
         vit = self.vit
         encoded = vit.norm(vit.blocks(self.embed_patches(vit, images, window, seen)))
         return encoded[:, vit.num_prefix_tokens :]
 
     def embed_patches(self, vit: nn.Module, images: Tensor, window: Tensor, seen: Tensor | None = None) -> Tensor:
-        """What the blocks of ``vit``, which is the own one or alike, get: (N, prefix + patches, C); the rest as in encode."""
+        """The input of the blocks of ``vit``, self.vit or a copy: (N, prefix + patches, C). Arguments as in encode."""
         patches = vit.patch_embed(normalize(images))
         patches = patches.flatten(1, 2) if patches.ndim == 4 else patches  # (N, H, W, C) with dynamic_img_size
         tokens = patches + vit.pos_embed[0, -self.grid[0] * self.grid[1] :][window]
@@ -64,11 +63,11 @@ class CropEncoder(nn.Module):
         return vit.norm_pre(torch.cat([*extra, tokens], dim=1))
 
     def after_step(self, progress: float) -> None:
-        """Called after each step of the optimizer with the share of the training that is done, 0 to 1."""
+        """Called after each optimizer step. ``progress``: the finished share of the training, 0 to 1."""
 
 
 def normalize(images: Tensor) -> Tensor:
-    """(N, 3, H, W) RGB in 0 to 255 as the detector feeds its ViT."""
+    """(N, 3, H, W) RGB in 0 to 255, normalized as in the detector."""
     mean, std = (images.new_tensor(v)[:, None, None] for v in (PIXEL_MEAN, PIXEL_STD))
     return (images - mean) / std
 

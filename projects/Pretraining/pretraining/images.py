@@ -1,4 +1,4 @@
-"""Images without labels for pretraining: found in a folder, decoded once, cropped as a function of seed and position."""
+"""Images without labels: found in a folder, decoded once, cropped by seed and iteration."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -17,17 +17,18 @@ from soma_det.utils.machine import count_cores, init_worker, memory_bytes
 
 logger = logging.getLogger(__name__)
 
-WEATHER_FOLDER, MOMENTS = "weather", ("moment0", "moment1", "moment2")  # as projects/Pretraining/pretrain_vit.py --render writes them
+# The folders that pretrain_vit.py --render writes.
+WEATHER_FOLDER, MOMENTS = "weather", ("moment0", "moment1", "moment2")
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _ORDER, _CROPS = 0, 1  # streams of random numbers
 _DECODED_AT_ONCE = 64  # images
 
 
 class Batch(NamedTuple):
-    """Crops for one iteration.
+    """The crops of one iteration.
 
-    images: (N, H, W, 3) uint8 RGB. places: (N, 2) float32, where in its image a crop was taken from, 0 (top, left) to 1
-    (bottom, right). targets: what the objective wants besides by name, of all crops one after the other.
+    images: (N, H, W, 3) uint8 RGB. places: (N, 2) float32, position of each crop in its image, 0 (top, left) to 1
+    (bottom, right). targets: the objective's targets by name, those of all crops concatenated.
     """
 
     images: Tensor
@@ -35,7 +36,7 @@ class Batch(NamedTuple):
     targets: dict[str, Tensor]
 
 
-# From one crop (H, W, 3) uint8 RGB of an image and those of its companions to what the objective wants, arrays by name.
+# From a crop (H, W, 3) uint8 RGB and the same crop of its companions to the objective's targets, arrays by name.
 Prepare = Callable[[np.ndarray, Sequence[np.ndarray], np.random.Generator], dict[str, np.ndarray]]
 
 
@@ -43,30 +44,30 @@ def find_images(root: str | Path) -> list[Path]:
     """All images below a folder, sorted.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no image in it.
+        FileNotFoundError: the folder does not exist or has no images.
     """
     root = Path(root)
     found = sorted(p for p in root.rglob("*") if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
     if not found:
-        raise FileNotFoundError(f"{root} holds no images ({', '.join(ENDINGS)}): name a folder that does.")
+        raise FileNotFoundError(f"{root} holds no images ({', '.join(ENDINGS)}): name a folder with images.")
     return found
 
 
 class ImageStream(Dataset):
     """Batches of random crops; batch ``i`` is a function of the images, the seed and ``i`` alone.
 
-    What decode() has read stays in memory, up to ``memory`` bytes, and worker processes share it; the rest is decoded at
+    Decoded images stay in memory, up to ``memory`` bytes, and worker processes share them. The others are decoded at
     every use.
 
     Args:
         root: folder of images, searched recursively.
-        prepare: what the objective makes of a crop, see Prepare; may be called in other processes.
-        companions: folders with other images of the same names, cut as their image is and handed to ``prepare``.
+        prepare: makes the objective's targets of a crop, see Prepare; may run in other processes.
+        companions: folders with images of the same names, which are cropped like their image and passed to ``prepare``.
         batch: crops in a batch.
         crop_size: (H, W), pixels.
-        scales: range of the random resizing before the crop, drawn evenly in the logarithm.
-        longest: images larger than this, in pixels, are reduced when they are decoded.
-        memory: bytes of decoded images to keep; by default half of what the machine has, and at most 8 GiB.
+        scales: range of the random scale before cropping, uniform in its logarithm.
+        longest: pixels; larger images are reduced when they are decoded.
+        memory: bytes of decoded images to keep; by default half of the machine's memory, at most 8 GiB.
 
     Raises:
         FileNotFoundError: a folder has no images, or a companion is missing.
@@ -104,10 +105,10 @@ class ImageStream(Dataset):
         return Batch(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(places)), joined)
 
     def batches(self, start: int, stop: int, workers: int = 0, pinned: bool = False) -> Iterator[Batch]:
-        """Batches ``start`` to ``stop - 1``, made ahead of time by ``workers`` processes; by this one if there are none.
+        """Batches ``start`` to ``stop - 1``, made ahead of time by ``workers`` processes, or by this process if 0.
 
         Args:
-            pinned: whether to hand them on in memory that GPUs copy from without the CPU.
+            pinned: whether batches lie in page-locked memory, from which GPUs copy faster.
         """
         yield from DataLoader(
             self,
@@ -115,16 +116,16 @@ class ImageStream(Dataset):
             sampler=range(start, stop),
             num_workers=workers,
             pin_memory=pinned,
-            multiprocessing_context="fork" if workers else None,  # what is kept is inherited, not copied
+            multiprocessing_context="fork" if workers else None,  # decoded images are inherited, not copied
             worker_init_fn=init_worker,
-            generator=torch.Generator(),  # or it would draw from, and so move on, the model's random numbers
+            generator=torch.Generator(),  # otherwise it advances the global one, which the model uses
         )
 
     def decode(self) -> None:
-        """Decode images into memory until all are there or it is full.
+        """Decode images into memory until all are decoded or the memory is full.
 
         Raises:
-            OSError: a file is no image.
+            OSError: a file cannot be read as an image.
         """
         paths = [path for group in self.paths for path in group if path not in self._kept]
         with ThreadPoolExecutor(count_cores()) as pool, tqdm(total=len(paths), unit="image", delay=1.0) as bar:
@@ -141,7 +142,7 @@ class ImageStream(Dataset):
                 bar.update(len(some))
 
     def _indices(self, iteration: int) -> list[int]:
-        """Images of a batch: every epoch is another permutation of all of them."""
+        """Indices of a batch's images. Each epoch is a new permutation of all images."""
         count, indices = len(self.paths), []
         for position in range(iteration * self.batch_size, (iteration + 1) * self.batch_size):
             epoch, place = divmod(position, count)
@@ -153,12 +154,12 @@ class ImageStream(Dataset):
     def _crop(
         self, paths: list[Path], rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        """A crop (H, W, 3), its place (2,) in the image, flipped as it is, and what the objective wants."""
+        """A crop (H, W, 3), its place (2,) in the image as flipped, and the objective's targets."""
         scale = float(np.exp(rng.uniform(*np.log(self.scales))))
         place, flip = rng.random(2, dtype=np.float32), rng.random() < 0.5
         whole = [self._read(path) for path in paths]
         if len({image.shape for image in whole}) > 1:
-            raise ValueError(f"{', '.join(map(str, paths))} are of different sizes: they have to show the same view.")
+            raise ValueError(f"{', '.join(map(str, paths))} are of different sizes: they must show the same view.")
         seen, *others = (_cut(image, self.crop_size, scale, place, flip) for image in whole)
         shown = np.array([place[0], 1.0 - place[1] if flip else place[1]], np.float32)
         return seen, shown, self.prepare(seen, others, rng)
@@ -180,7 +181,7 @@ class ImageStream(Dataset):
 def _companion(path: Path, root: Path, folder: str | Path) -> Path:
     companion = Path(folder) / path.relative_to(root)
     if not companion.is_file():
-        raise FileNotFoundError(f"{path} has no companion {companion}: every image needs one of its name.")
+        raise FileNotFoundError(f"{path} has no companion {companion}: every image needs one with the same name.")
     return companion
 
 

@@ -1,4 +1,4 @@
-"""Masked prediction around a timm ViT: of what an image shows, or of what a teacher makes of it."""
+"""Masked prediction with a timm ViT: of an image's pixels or gradients, or of other targets by subclasses."""
 
 from collections.abc import Sequence
 
@@ -13,27 +13,27 @@ from pretraining.objectives import TARGETS
 
 
 class MaskedPrediction(CropEncoder):
-    """Sees a share of the patches of an image and predicts what its subclass wants to know of all of them.
+    """Sees some patches of an image and predicts a target of all patches, which a subclass defines.
 
-    The ViT computes on the seen patches only; a light decoder then gets a learned token for every other one. The seen
-    patches count too, unlike in He et al.: what is predicted of them is something else than their pixels.
+    The ViT computes on the seen patches only. A light decoder gets a learned token for each hidden patch. Unlike in He
+    et al., the seen patches count in the loss too, since their targets are not their pixels.
 
     Source: He et al., Masked Autoencoders Are Scalable Vision Learners, 2021 (arXiv 2111.06377).
 
     Args:
         vit: a timm VisionTransformer with absolute position embeddings; trained in place.
-        outputs: numbers to predict of each patch.
+        outputs: length of each patch's target.
         mask_ratio: share of the patches that are hidden.
         width, depth: of the decoder.
 
     Raises:
-        ValueError: see CropEncoder; or the share is no share.
+        ValueError: the share is not between 0 and 1; see CropEncoder too.
     """
 
     def __init__(self, vit: nn.Module, outputs: int, mask_ratio: float = 0.75, width: int = 128, depth: int = 2):
         super().__init__(vit)
         if not 0.0 < mask_ratio < 1.0:
-            raise ValueError(f"The share of hidden patches is {mask_ratio}: it has to lie between 0 and 1.")
+            raise ValueError(f"The share of hidden patches is {mask_ratio}; choose one above 0 and below 1.")
         self.mask_ratio = mask_ratio
         self.embed = nn.Linear(vit.embed_dim, width)
         self.mask_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
@@ -42,29 +42,29 @@ class MaskedPrediction(CropEncoder):
         mimetic_init(self.decoder)
         self.predict = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, outputs))
 
-    def wanted(self, images: Tensor, window: Tensor) -> Tensor:
-        """What is to be predicted: images (N, 3, H, W) in 0 to 255, window (N, patches) -> (N, patches, outputs)."""
+    def targets(self, images: Tensor, window: Tensor) -> Tensor:
+        """The targets: images (N, 3, H, W) in 0 to 255, window (N, patches) -> (N, patches, outputs)."""
         raise NotImplementedError
 
     def prepare(
         self, crop: np.ndarray, _others: Sequence[np.ndarray], rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        """noise (patches,): the patches of the smallest values are seen."""
+        """noise (patches,): the patches with the smallest values are seen."""
         patches = crop.shape[0] // self.patch * (crop.shape[1] // self.patch)
         return {"noise": rng.random(patches, dtype=np.float32)}
 
     def forward(self, images: Tensor, places: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """The mean squared error of all patches, from images (N, 3, H, W) in 0 to 255, places (N, 2) and noise (N * patches,)."""
+        """Mean squared error of all patches; images (N, 3, H, W) in 0 to 255, places (N, 2), noise (N * patches,)."""
         order = noise.view(len(images), -1).argsort(dim=1)
         seen = max(1, round(order.shape[1] * (1.0 - self.mask_ratio)))
         window = self.windows(images, places)
         tokens = self.encode(images, window, order[:, :seen])
         prediction = self._decode(tokens, window, order)
-        wanted = take(self.wanted(images, window), order)
-        return {"loss_masked": (prediction.float() - wanted).square().mean()}
+        targets = take(self.targets(images, window), order)
+        return {"loss_masked": (prediction.float() - targets).square().mean()}
 
     def _decode(self, tokens: Tensor, window: Tensor, order: Tensor) -> Tensor:
-        """-> (N, patches, outputs), patches in the order of ``order`` (N, patches), the seen ones first."""
+        """(N, patches, outputs), with the patches in the order of ``order`` (N, patches), seen ones first."""
         embedded = self.embed(tokens)
         seen = embedded.shape[1]
         hidden = self.mask_token.to(embedded.dtype).expand(len(order), order.shape[1] - seen, -1)
@@ -74,14 +74,14 @@ class MaskedPrediction(CropEncoder):
 
 
 class MaskedAutoencoder(MaskedPrediction):
-    """Predicts what the patches look like.
+    """Predicts the look of the patches.
 
     Args:
         target: a key of TARGETS.
         others: see MaskedPrediction.
 
     Raises:
-        ValueError: see MaskedPrediction; or the target is unknown.
+        ValueError: the target is unknown; see MaskedPrediction too.
     """
 
     def __init__(self, vit: nn.Module, target: str, *others, **options):
@@ -92,6 +92,6 @@ class MaskedAutoencoder(MaskedPrediction):
         super().__init__(vit, outputs, *others, **options)
         self.target = TARGETS[target]
 
-    def wanted(self, images: Tensor, _window: Tensor) -> Tensor:
+    def targets(self, images: Tensor, _window: Tensor) -> Tensor:
         """See MaskedPrediction."""
         return self.target(images / 255.0, self.patch)

@@ -1,4 +1,4 @@
-"""Attention that starts out as it ends up in trained Transformers."""
+"""Attention that starts in the form that it has in trained Transformers."""
 
 import torch
 from torch import Tensor, nn
@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def mimetic_init(blocks: nn.Module) -> None:
-    """Let every token attend to similar and nearby ones from the start.
+    """Let every token attend to similar and nearby tokens from the start.
 
-    With sine and cosine position embeddings, random attention takes a large part of a short training to find its
-    neighbors. For a width of d and Z of variance 1 / d: W_q W_k^T = 0.7 (Z + I) in every head, W_v W_proj = 0.4 (Z - I).
+    Random attention needs a large part of a short training to find its neighbors by sine and cosine position
+    embeddings. For width d and Z of variance 1 / d: W_q W_k^T = 0.7 (Z + I) in every head, W_v W_proj = 0.4 (Z - I).
 
     Source: Trockman and Kolter, Mimetic Initialization of Self-Attention Layers, 2023 (arXiv 2305.09828).
 
@@ -33,6 +33,6 @@ def _noise(width: int) -> Tensor:
 
 
 def _factors(product: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """A and B (rank, width) of the best A^T B = product of this rank."""
+    """A and B (rank, width), where A^T B is the best approximation of the product with this rank."""
     u, s, vh = torch.linalg.svd(product)
     return (u[:, :rank] * s[:rank].sqrt()).T, s[:rank].sqrt()[:, None] * vh[:rank]

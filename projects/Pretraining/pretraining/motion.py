@@ -1,4 +1,4 @@
-"""What comes and goes before a fixed camera: objects found without labels, as targets for a single image.
+"""Objects that come and go in front of a fixed camera, found without labels: targets for a single image.
 
 Source of the idea: Pathak et al., Learning Features by Watching Objects Move, 2017 (arXiv 1612.06370).
 """
@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 import cv2
 import numpy as np
 
-DIFFERENCE = 12.0  # levels of 255 by which some channel has to differ
-MIN_AREA = 30  # pixels; below, it is noise
-MIN_SHARE = 0.25  # of a patch's pixels that an object has to cover
-FINE = 4  # pixels, of the cells whose covered share is wanted
-PORTRAIT = 32  # pixels, side of what an object's image is resized to
+DIFFERENCE = 12.0  # of 255, the least difference in some channel
+MIN_AREA = 30  # pixels; smaller regions are noise
+MIN_SHARE = 0.25  # of a patch's pixels, the least that an object covers
+FINE = 4  # pixels, side of the cells whose covered share is a target
+PORTRAIT = 32  # pixels, side of an object's resized image
 
 Object = tuple[tuple[int, int, int, int], np.ndarray]  # XYXY box in pixels, bool mask of the box's size
 
@@ -24,22 +24,22 @@ def departed(before: np.ndarray, after: np.ndarray) -> Iterator[Object]:
     changed = (cv2.GaussianBlur(difference, (0, 0), 0.7) > DIFFERENCE).astype(np.uint8)
     _, regions, stats, _ = cv2.connectedComponentsWithStats(changed)
     for index, (x, y, width, height, area) in enumerate(stats.tolist()):
-        if index and area >= MIN_AREA:  # 0 is what did not change
+        if index and area >= MIN_AREA:  # 0 is the unchanged region
             yield (x, y, x + width, y + height), regions[y : y + height, x : x + width] == index
 
 
 def object_targets(moments: Sequence[np.ndarray], patch: int) -> dict[str, np.ndarray]:
-    """Where objects are in the first of some images of one place, between each two of which some have left.
+    """Targets of the first of several images of one place. From each image to the next, some objects leave.
 
     Args:
-        moments: at least two (H, W, 3) uint8 RGB, H and W multiples of ``patch``.
-        patch: pixels, P = H / patch * W / patch patches, row by row.
+        moments: at least two images (H, W, 3) uint8 RGB, H and W multiples of ``patch``.
+        patch: pixels; there are P = H / patch * W / patch patches, row by row.
 
     Returns:
-        cover: (P, (patch / 4)^2) float32, share of each 4 x 4 pixels that is covered by some object;
-        extent: (P, 4) float32, signed_log of the distances in pixels from the patch's center to the left, top, right and
-        bottom of the object that covers most of it;
-        covered: (P,) bool, whether there is such an object;
+        cover: (P, (patch / 4)^2) float32, the share of each 4 x 4 pixels that objects cover;
+        extent: (P, 4) float32, signed_log of the distances in pixels from the patch's center to the left, top, right
+            and bottom of the object that covers most of the patch;
+        covered: (P,) bool, whether such an object exists;
         portrait: (covered patches, 32, 32) uint8, the gray image of that object.
     """
     height, width = moments[0].shape[:2]
@@ -69,7 +69,7 @@ def object_targets(moments: Sequence[np.ndarray], patch: int) -> dict[str, np.nd
 
 
 def signed_log(pixels: np.ndarray) -> np.ndarray:
-    """Distances in pixels on a scale that is linear below 8 and logarithmic above."""
+    """Distances in pixels on a scale that is almost linear below 8 pixels and logarithmic above."""
     return np.sign(pixels) * np.log1p(np.abs(pixels) / 8.0)
 
 

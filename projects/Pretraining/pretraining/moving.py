@@ -1,4 +1,4 @@
-"""A ViT that learns, from single images, which things come and go, how far they reach, and what they look like."""
+"""A ViT learns from single images where movable objects are, how far they extend and what they look like."""
 
 from collections.abc import Sequence
 
@@ -15,11 +15,11 @@ PORTRAIT_WEIGHT = 0.5  # of the loss; the others have 1
 
 
 class MovingObjects(CropEncoder):
-    """Predicts of every patch what images of the same place at other times tell: see object_targets.
+    """Predicts the targets of object_targets, which come from images of the same place at other times.
 
-    Companions of an image are the same view on a gray day, then with fewer road users, and with none. The image itself
-    may be taken in any weather, so that what is predicted does not depend on it. The prediction is linear in the ViT's
-    tokens, which keeps what was learned in the ViT.
+    The companions of an image are the same view on a gray day with all, with some and with no road users. The image
+    itself may show any weather, so the targets do not depend on it. The prediction is one linear layer on the ViT's
+    tokens: what is learned is learned in the ViT.
     """
 
     def __init__(self, vit: nn.Module):
@@ -36,14 +36,14 @@ class MovingObjects(CropEncoder):
     def forward(
         self, images: Tensor, places: Tensor, cover: Tensor, extent: Tensor, covered: Tensor, portrait: Tensor
     ) -> dict[str, Tensor]:
-        """Losses by name, from images (N, 3, H, W) in 0 to 255, places (N, 2) and, of all their patches, what object_targets says."""
+        """Losses by name; images (N, 3, H, W) in 0 to 255, places (N, 2), then object_targets of all patches."""
         tokens = self.encode(images, self.windows(images, places)).flatten(0, 1)
         with torch.autocast(tokens.device.type, enabled=False):
             cells, reach, look = self.predict(tokens.float()).split(self.outputs, dim=-1)
-            wanted = hog(portrait[:, None] / 255.0, PORTRAIT)[:, 0]
-            count = max(1, len(wanted))
+            target = hog(portrait[:, None] / 255.0, PORTRAIT)[:, 0]
+            count = max(1, len(target))
             return {
                 "loss_cover": F.binary_cross_entropy_with_logits(cells, cover),
                 "loss_extent": (reach[covered] - extent[covered]).abs().sum() / (4 * count),
-                "loss_portrait": PORTRAIT_WEIGHT * (look[covered] - wanted).square().sum() / (wanted.shape[-1] * count),
+                "loss_portrait": PORTRAIT_WEIGHT * (look[covered] - target).square().sum() / (target.shape[-1] * count),
             }

@@ -1,4 +1,4 @@
-"""What a masked patch has to be predicted as."""
+"""Targets of masked prediction."""
 
 from collections.abc import Callable
 
@@ -8,9 +8,7 @@ from torch import Tensor
 
 CELL = 8  # pixels, of HOG
 BINS = 9  # orientations between 0 and 180 degrees
-FAINTEST = (
-    0.01  # length of a patch's histograms, for images in 0 to 1, below which they fade instead of showing noise
-)
+FAINTEST = 0.01  # histograms shorter than this (images in 0 to 1) are not normalized up: they are noise
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
@@ -29,19 +27,21 @@ def normalized_pixels(images: Tensor, patch: int) -> Tensor:
 
 
 def hog(images: Tensor, patch: int) -> Tensor:
-    """(N, 3, H, W) -> (N, patches, (patch / 8)^2 * 9): histograms of oriented gradients, of mean square 1 in each patch.
+    """(N, 3, H, W) -> (N, patches, (patch / 8)^2 * 9): histograms of oriented gradients, with mean square 1 per patch.
 
-    A pixel of the gray image counts with the strength of its gradient in the cell of 8 x 8 pixels around it; the cells
-    of a patch are normalized together.
+    A pixel of the gray image counts in its cell of 8 x 8 pixels, with the strength of its gradient. The cells of a
+    patch are normalized together.
 
     Sources: Dalal and Triggs, Histograms of Oriented Gradients, 2005; Wei et al., Masked Feature Prediction (MaskFeat),
     2021 (arXiv 2112.09133), section 3.
 
     Raises:
-        ValueError: the patch is no multiple of the cell.
+        ValueError: the patch size is not a multiple of the cell size.
     """
     if patch % CELL:
-        raise ValueError(f"HOG wants patches of a multiple of {CELL} pixels, not {patch}: predict pixels instead.")
+        raise ValueError(
+            f"HOG needs a patch size that is a multiple of {CELL} pixels, not {patch}: predict pixels instead."
+        )
     padded = F.pad(images.mean(dim=1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     dx, dy = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2], padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
     orientation = (torch.atan2(dy, dx) * (BINS / torch.pi)).floor().remainder(BINS)  # opposite directions are one

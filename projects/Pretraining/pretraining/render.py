@@ -1,4 +1,4 @@
-"""SynthDrive images for pretraining: every scene in some weather, and what a fixed camera sees there over time."""
+"""SynthDrive images for pretraining: each scene in one weather, and the same view at three later moments."""
 
 import multiprocessing
 from collections.abc import Iterator
@@ -16,13 +16,13 @@ from soma_det.utils.machine import count_cores, init_worker
 from pretraining.images import MOMENTS, WEATHER_FOLDER
 
 _QUALITY = 92
-_APART = (len(DOMAINS), 4)  # where SynthDrive's own scenes have their domain, below 5, and their split
+_APART = (len(DOMAINS), 4)  # SynthDrive's own scenes have their domain and split here, with smaller numbers
 
 
 def render_moments(seed: int, index: int, height: int = 270, width: int = 480) -> list[np.ndarray]:
-    """A scene in the weather ``index % 5``; then on a gray day, with fewer and without road users: (H, W, 3) uint8 RGB.
+    """A scene in weather ``index % 5``, then on a gray day with all, some and no road users: (H, W, 3) uint8 RGB.
 
-    A function of the arguments. No scene of SynthDrive's training or test splits is among them, whatever the seed.
+    A pure function of the arguments. Whatever the seed, the scene is not in a training or test split of SynthDrive.
     """
     domain = DOMAINS[index % len(DOMAINS)]
     entropy = [seed, *_APART, index]
@@ -34,9 +34,9 @@ def render_moments(seed: int, index: int, height: int = 270, width: int = 480) -
 
 
 def render_all(root: str | Path, count: int, seed: int = 0, workers: int | None = None) -> Iterator[int]:
-    """Write ``root``/weather and the folders of MOMENTS, images of the same names; yields how many scenes are there.
+    """Write ``root``/weather and the folders of MOMENTS, with images of the same names; yields how many are done.
 
-    Scenes that are there already are kept, so an interrupted call goes on when it is repeated.
+    Existing scenes are kept, so the same call again goes on after an interruption.
     """
     if count < 1:
         raise ValueError(f"{count} images cannot be rendered: ask for at least 1.")
@@ -50,7 +50,7 @@ def render_all(root: str | Path, count: int, seed: int = 0, workers: int | None 
 
 
 def _write_scene(root: str, seed: int, index: int) -> None:
-    """Write what is seen last: whoever finds it finds the other moments too."""
+    """Write the weather image last: where it exists, the moments exist too."""
     name = f"{DOMAINS[index % len(DOMAINS)]}_{seed}_{index:06d}.jpg"
     paths = [Path(root, folder, name) for folder in (WEATHER_FOLDER, *MOMENTS)]
     if all(path.is_file() for path in paths):

@@ -1,4 +1,4 @@
-"""The pretraining loop: planned on its iterations, stopped by a clock or a signal, on a CPU resumed as if never stopped."""
+"""The pretraining loop. It can be stopped by time or signal; on a CPU a resumed run equals one that never stopped."""
 
 import logging
 import math
@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from soma_det.utils.files import atomic_path, write_bytes
 from soma_det.utils.vit_weights import make_metadata
+from soma_det.utils.files import atomic_path, write_bytes
 from pretraining.encoder import PIXEL_MEAN, PIXEL_STD, CropEncoder
 from pretraining.images import Batch, ImageStream
 
@@ -26,14 +26,14 @@ LOG_PERIOD = 10.0  # seconds
 
 
 def learning_rate(iteration: int, steps: int, warmup: int, peak: float) -> float:
-    """A linear rise over ``warmup`` iterations to ``peak``, then half a cosine to 0 at ``steps``."""
+    """Linear warm-up over ``warmup`` iterations to ``peak``, then half a cosine to 0 at ``steps``."""
     if iteration < warmup:
         return peak * (iteration + 1) / warmup
     return peak * 0.5 * (1.0 + math.cos(math.pi * (iteration - warmup) / max(1, steps - warmup)))
 
 
 def build_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW; vectors and tokens do not decay."""
+    """AdamW without weight decay of vectors and tokens."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     still = [p for name, p in trained if p.ndim < 2 or name.endswith("_token")]
     ids = set(map(id, still))
@@ -45,11 +45,11 @@ def build_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
 
 
 class Pretraining:
-    """Trains a model on a stream of images and keeps what it needs to go on in ``output``.
+    """Trains a model on a stream of images, with checkpoints in ``output``.
 
     Args:
-        settings: what the weights are a function of; a checkpoint of other settings is refused.
-        precision: "bfloat16" computes products in bfloat16, on CPU too; "float32".
+        settings: all settings that the weights depend on; a checkpoint with other settings is refused.
+        precision: "bfloat16" (matrix products in bfloat16, on a CPU too) or "float32".
         save_period: seconds between checkpoints.
         workers: processes that cut crops, see ImageStream.batches.
     """
@@ -83,10 +83,10 @@ class Pretraining:
         self.output.mkdir(parents=True, exist_ok=True)
 
     def resume(self) -> bool:
-        """Go on where the checkpoint in the output folder was written; False where there is none.
+        """Continue from the checkpoint in the output folder; False if it has none.
 
         Raises:
-            ValueError: it is of other settings.
+            ValueError: the checkpoint has other settings.
         """
         path = self.output / CHECKPOINT
         if not path.is_file():
@@ -105,9 +105,9 @@ class Pretraining:
         return True
 
     def run(self, minutes: float = math.inf) -> bool:
-        """Train until ``steps``, or ``minutes`` from now, or SIGINT; True where all iterations are done.
+        """Train until ``steps``, for ``minutes``, or until SIGINT. Returns whether all iterations are done.
 
-        A checkpoint and the ViT's weights are written in every case.
+        In all cases it writes a checkpoint and the ViT's weights.
         """
         if self.iteration < self.steps:
             self.stream.decode()
@@ -140,7 +140,7 @@ class Pretraining:
         return self.iteration == self.steps
 
     def _step(self, batch: Batch) -> float:
-        """One optimizer step; the loss before it."""
+        """One optimizer step; returns the loss before it."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.iteration, self.steps, self.warmup, self.peak_lr)
         images, places = (tensor.to(self.device, non_blocking=True) for tensor in batch[:2])
@@ -152,8 +152,7 @@ class Pretraining:
         loss = sum(self.parts.values())
         if not math.isfinite(loss):
             raise FloatingPointError(
-                f"The loss is {loss} at iteration {self.iteration}: lower the learning rate, "
-                "in another output folder."
+                f"The loss is {loss} at iteration {self.iteration}: lower the learning rate, in another output folder."
             )
         self.optimizer.zero_grad(set_to_none=True)
         values.sum().backward()
@@ -166,7 +165,7 @@ class Pretraining:
         left = min((self.steps - self.iteration) / rate, limit - seconds)
         recent = self.losses[-50:]
         logger.info(
-            "iteration %d of %d, loss %.4f (%s), lr %.2e, %.1f images per second, waited for them %.0f %%, ETA %s",
+            "iteration %d of %d, loss %.4f (%s), lr %.2e, %.1f images per second, waited for data %.0f %%, ETA %s",
             self.iteration,
             self.steps,
             sum(recent) / len(recent),
@@ -178,7 +177,7 @@ class Pretraining:
         )
 
     def save(self) -> None:
-        """Write the checkpoint, whole or not at all."""
+        """Write the checkpoint atomically."""
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -192,7 +191,7 @@ class Pretraining:
 
 
 def _avoid_fused_attention(model: nn.Module) -> None:
-    """With so few tokens, the backward pass of a CPU's fused attention costs as much as half of all else (timm 1.0)."""
+    """With few tokens, a CPU's fused attention needs half as long in the backward pass as all else (timm 1.0)."""
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False
@@ -211,11 +210,11 @@ def export_weights(vit: nn.Module, path: str | Path) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """A function that tells whether SIGINT came; a second one interrupts at once."""
+    """Yield a function that returns whether SIGINT came. A second SIGINT interrupts at once."""
     signals: list[int] = []
 
     def note(number, _frame):
-        logger.info("Stopping after this iteration; once more to stop at once.")
+        logger.info("Stopping after this iteration. A second signal stops at once.")
         signals.append(number)
         signal.signal(signal.SIGINT, previous)
 

@@ -1,4 +1,4 @@
-"""SynthDrive: procedural driving scenes with depth, for trying the whole pipeline without downloading anything."""
+"""SynthDrive: procedural driving scenes with depth, to try the whole pipeline without any download."""
 
 from synthdrive.canvas import Light
 from synthdrive.generate import DOMAINS, generate, make_image

@@ -25,7 +25,7 @@ _WARM, _COLD = (1.0, 0.80, 0.48), (0.80, 0.90, 1.0)  # colors of light in rooms
 
 
 class Wall:
-    """One wall (4, 3): bottom left, bottom right, top right, top left; details are given as shares of its length and height."""
+    """One wall (4, 3): bottom left, bottom right, top right, top left. Details are shares of its length and height."""
 
     def __init__(self, canvas: Canvas, quad: np.ndarray, normal: tuple[float, float, float]) -> None:
         self.canvas, self.quad = canvas, quad

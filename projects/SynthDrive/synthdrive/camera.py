@@ -1,7 +1,7 @@
 """A pinhole camera over a flat road.
 
-World frame, in meters: x to the right, y up from the road, z forward from the camera. Verticals stay vertical: pitch and
-yaw are shifts of the principal point, as for a view camera whose lens is shifted.
+World frame, in meters: x to the right, y up from the road, z forward from the camera. Verticals stay vertical: pitch
+and yaw are shifts of the principal point, as for a view camera whose lens is shifted.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ NEAR = 0.7  # meters; nothing closer than this is drawn
 
 @dataclass(frozen=True)
 class Camera:
-    """Focal length, vanishing point (center_x, horizon) in pixels; height over the road in meters; image size in pixels."""
+    """Focal length, vanishing point (center_x, horizon) and image size in pixels; height over the road in meters."""
 
     focal: float
     center_x: float

@@ -1,4 +1,4 @@
-"""The painter's canvas: colors and, in a fourth channel, which thing is seen; depth follows from the things' planes."""
+"""The painter's canvas: colors, and in a fourth channel the id of the visible thing, whose plane gives the depth."""
 
 import math
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Daylight:
     tint: tuple[float, float, float]
 
     def level(self, normal) -> float:
-        """Brightness of a white Lambertian surface with this unit normal (3,): ambient light from above plus the sun."""
+        """Brightness of a white Lambertian surface with this unit normal (3,), in ambient light and sun."""
         x, y, z = (float(component) for component in normal)
         direct = max(0.0, x * self.sun[0] + y * self.sun[1] + z * self.sun[2]) * self.strength
         return self.ambient * (0.85 + 0.15 * y) + direct
@@ -83,7 +83,7 @@ class Canvas:
         )
 
     def lit_id(self, owner: int, emission: tuple[float, float, float]) -> int:
-        """An id for parts of the thing `owner` that shine at night, such as its windows, with this linear RGB radiance."""
+        """An id for parts of the thing `owner` that shine at night with this linear RGB radiance, such as windows."""
         return self._register(self.planes[owner], owner, emission)
 
     def _register(self, plane: np.ndarray, owner: int, emission: tuple[float, float, float]) -> int:
@@ -110,7 +110,7 @@ class Canvas:
             self.fill([self.camera.project(clipped)], color, ident)
 
     def quads(self, quads: np.ndarray, color, ident: int) -> None:
-        """Fill many world quads (N, 4, 3) of one color; those reaching behind the camera are left out."""
+        """Fill many world quads (N, 4, 3) of one color, without those that reach behind the camera."""
         quads = quads[quads[:, :, 2].min(axis=1) >= NEAR] if len(quads) else quads
         if len(quads):
             fixed = fixed_point(self.camera.project(quads.reshape(-1, 3))).reshape(-1, 4, 2)
@@ -181,7 +181,7 @@ class Canvas:
         return max(1, round(width * self.camera.focal / depth * SUPERSAMPLING))
 
     def lamp(self, points: np.ndarray, color, power: float, kind: str, ident: int) -> None:
-        """Remember the outline (K, 3) of something that shines at night."""
+        """Add a light with the outline (K, 3) of a lamp."""
         if points[:, 2].min() < NEAR:
             return
         outline = self.camera.project(points)
@@ -191,7 +191,7 @@ class Canvas:
         self.lights.append((light, ident))
 
     def visible_lights(self) -> list[Light]:
-        """Lights whose own thing is what the image shows at their center."""
+        """Lights whose thing is visible at their center."""
         seen = self.things()
         height, width = seen.shape
         kept = []

@@ -15,7 +15,7 @@ _HAZE = (205.0, 214.0, 224.0)
 def finish(
     canvas: Canvas, depth: np.ndarray, actors: list[Actor], things: list[Thing], rng: np.random.Generator
 ) -> np.ndarray:
-    """The image (H, W, 3) uint8 of a canvas, with what is easier to compute per pixel than to paint."""
+    """The image (H, W, 3) uint8 of a canvas, with the effects that are computed per pixel."""
     camera = canvas.camera
     ids = canvas.ids()
     ground = (ids == GROUND) | (ids == ROAD)
@@ -83,7 +83,7 @@ def _ground_texture(camera: Camera, top: int, rng: np.random.Generator) -> np.nd
 
 
 def _darker_feet(camera: Camera, depth: np.ndarray) -> np.ndarray:
-    """Brightness (H, W) that falls near the ground, where less of the sky is seen."""
+    """Brightness (H, W), lower near the ground, where less of the sky is visible."""
     rows = (np.arange(camera.image_height, dtype=np.float32) + 0.5)[:, None]
     slope = ((rows - camera.horizon) / camera.focal).astype(np.float32)
     height = camera.height - slope * np.minimum(depth, np.float32(2000.0))

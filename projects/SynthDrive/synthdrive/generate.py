@@ -1,4 +1,4 @@
-"""Write SynthDrive to disk as one VOC devkit per weather domain; interrupted runs go on where they stopped."""
+"""Writes SynthDrive to disk as one VOC devkit per weather domain. An interrupted run can be continued."""
 
 import json
 import logging
@@ -21,14 +21,14 @@ logger = logging.getLogger(__name__)
 
 DOMAINS = ("daytime_clear", "night_sunny", "dusk_rainy", "night_rainy", "daytime_foggy")
 SPLITS = ("train", "test")
-VERSION = 1  # raise it whenever the same seed gives other images
+VERSION = 1  # to be raised whenever the same seed gives other images
 MANIFEST = "synthdrive.json"  # settings of a finished set
 _STARTED = ".synthdrive.started.json"  # settings of a set that is being written
 _QUALITY = 92
 
 
 class Job(NamedTuple):
-    """One image: where it goes and everything that it is a function of."""
+    """One image: its folder and everything that determines it."""
 
     root: str
     seed: int
@@ -63,10 +63,16 @@ def generate(
     workers: int | None = None,
     overwrite: bool = False,
 ) -> Iterator[int]:
-    """Write the set, yielding how many images of it are there; yields nothing where it was finished before.
+    """Write the set and yield the number of images so far. A complete set yields nothing.
 
-    counts: numbers of (training, test) images per domain. workers: processes, all cores by default; the bytes written do not
-    depend on it. A folder that holds another SynthDrive is an error unless `overwrite`, which removes that one first.
+    Args:
+        root: folder of the set.
+        counts: domain -> number of (training, test) images.
+        workers: processes, by default one per core; the written bytes do not depend on it.
+        overwrite: whether another SynthDrive in the folder is removed first.
+
+    Raises:
+        ValueError: a domain or a count is wrong, or the folder holds other images.
     """
     _check_counts(counts)
     root = Path(root)
@@ -96,13 +102,13 @@ def _check_counts(counts: Mapping[str, tuple[int, int]]) -> None:
         if domain not in DOMAINS:
             raise ValueError(f"Unknown domain {domain!r}: choose from {', '.join(DOMAINS)}.")
         if len(numbers) != 2 or min(numbers) < 0:
-            raise ValueError(f"Counts of {domain} are two numbers of at least 0 (train, test), not {numbers}.")
+            raise ValueError(f"The counts of {domain} are {numbers}; give two numbers of at least 0, (train, test).")
     if not any(sum(numbers) for numbers in counts.values()):
-        raise ValueError("No images were asked for: give at least one domain a count above 0.")
+        raise ValueError("All counts are 0: give at least one domain a count above 0.")
 
 
 def _is_finished(root: Path, settings: dict, overwrite: bool) -> bool:
-    """Whether the folder holds exactly this set; another set is removed or an error. Checks for a half-written one too."""
+    """Whether the folder holds exactly this set. Another set, complete or not, is removed or an error."""
     for record in (root / MANIFEST, root / _STARTED):
         if not record.is_file():
             continue
@@ -111,7 +117,8 @@ def _is_finished(root: Path, settings: dict, overwrite: bool) -> bool:
             return record.name == MANIFEST
         if not overwrite:
             raise ValueError(
-                f"{root} holds another SynthDrive ({found}), not {settings}: choose another folder, or overwrite it (--overwrite)."
+                f"{root} holds another SynthDrive ({found}), not {settings}: choose another folder, or replace it "
+                "with --overwrite."
             )
         for domain in found["counts"]:
             shutil.rmtree(root / domain, ignore_errors=True)
@@ -123,9 +130,10 @@ def _prepare_folders(root: Path, settings: dict) -> None:
     foreign = [domain for domain in settings["counts"] if (root / domain).exists()]
     if foreign and not (root / _STARTED).is_file():
         raise ValueError(
-            f"{root} holds {', '.join(foreign)}, which is no SynthDrive: choose another folder, nothing there was changed."
+            f"{root} holds {', '.join(foreign)}, which SynthDrive did not write: choose another folder. Nothing was "
+            "changed."
         )
-    write_bytes(root / _STARTED, _to_json(settings))  # first, so that an interrupted run knows its folders again
+    write_bytes(root / _STARTED, _to_json(settings))  # first, so that the folders of an interrupted run are recognized
     for domain in settings["counts"]:
         for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
             (root / domain / "VOC2007" / folder).mkdir(parents=True, exist_ok=True)
@@ -136,24 +144,24 @@ def _to_json(settings: dict) -> bytes:
 
 
 def _run(jobs: list[Job], workers: int) -> Iterator[int]:
-    """Do all jobs, yielding how many are done."""
+    """Do all jobs and yield the number of finished ones."""
     if workers == 1:
         for done, job in enumerate(jobs, 1):
             _write_image(job)
             yield done
         return
-    # Not "fork": a process that has started threads (OpenCV's, torch's) may hang in its forks.
+    # Not "fork": forks of a process with threads (OpenCV's, torch's) may hang.
     clean = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(clean)
     if clean == "forkserver":
-        context.set_forkserver_preload(["__main__", __name__])  # import torch and the like once, not in every worker
+        context.set_forkserver_preload(["__main__", __name__])  # imports torch once, not in every worker
     with context.Pool(min(workers, len(jobs)), initializer=init_worker) as pool:
         for done, _ in enumerate(pool.imap_unordered(_write_image, jobs, chunksize=4), 1):
             yield done
 
 
 def _write_image(job: Job) -> None:
-    """Write the path, then its annotation: whoever finds the annotation knows that both are complete."""
+    """Write the image, then its annotation: where the annotation exists, both are complete."""
     folder = Path(job.root, job.domain, "VOC2007")
     path, annotation = folder / "JPEGImages" / f"{job.name}.jpg", folder / "Annotations" / f"{job.name}.xml"
     if annotation.is_file() and path.is_file():

@@ -38,7 +38,7 @@ CAB_COLORS = (
 
 
 def build_bus(rng: np.random.Generator) -> tuple[Model, float, float]:
-    """A city bus (one in six a double decker) or yellow school bus-like livery; with its length and width in meters."""
+    """A city bus, one in six a double decker; with its length and width in meters."""
     length, width = float(rng.uniform(9.0, 12.5)), 2.5
     double = rng.random() < 0.16
     height = 4.2 if double else float(rng.uniform(2.95, 3.25))

@@ -10,7 +10,7 @@ from synthdrive.canvas import Canvas, fixed_point
 
 @dataclass(frozen=True)
 class Place:
-    """Where a thing stands: ground point (x, z) in meters and heading in radians; heading 0 drives away from the camera."""
+    """The place of a thing: ground point (x, z) in meters and heading in radians, 0 away from the camera."""
 
     x: float
     z: float
@@ -124,7 +124,7 @@ class Model:
 
 
 def _paint_parts(canvas: Canvas, place: Place, parts: list[tuple[Decal, float]], ident: int) -> None:
-    """Paint polygons under their light levels; one projection for all of them where nothing has to be clipped."""
+    """Paint polygons under their light levels; with one projection for all if none is clipped."""
     world = place.to_world(np.concatenate([part.points for part, _ in parts]))
     fixed = fixed_point(canvas.camera.project(world)) if world[:, 2].min() >= NEAR else None
     start, lit = 0, {}

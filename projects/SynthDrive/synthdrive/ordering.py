@@ -24,7 +24,7 @@ def painting_order(bounds: np.ndarray) -> list[int]:
 
 
 def _behind(bounds: np.ndarray) -> np.ndarray:
-    """(N, N) bool: whether the row's thing has to be painted before the column's."""
+    """(N, N) bool: whether the row's thing must be painted before the column's."""
     x0, z0, x1, z1 = (bounds[:, i] for i in range(4))
     farther = z0[:, None] >= z1[None, :]
     nearer = farther.T

@@ -50,7 +50,7 @@ def random_looks(rng: np.random.Generator) -> Looks:
 
 
 def rider_looks(rng: np.random.Generator, helmet_share: float) -> Looks:
-    """A random grown-up in trousers with free hands; `helmet_share` is the probability of a helmet."""
+    """A random adult in trousers with free hands; `helmet_share` is the probability of a helmet."""
     looks = random_looks(rng)
     helmet = paint.vary(rng, paint.pick(rng, paint.CAR_COLORS)) if rng.random() < helmet_share else None
     return replace(looks, height=max(1.6, looks.height), coat=False, skirt=False, bag=None, helmet=helmet)
@@ -127,7 +127,7 @@ class Figure:
         self.draw_near()
 
     def draw_far(self) -> None:
-        """What a vehicle between the legs would cover: the leg and arm away from the camera."""
+        """The leg and arm away from the camera, which a vehicle between the legs covers."""
         self._arm(self.far_side)
         self._leg(self.far_side)
 

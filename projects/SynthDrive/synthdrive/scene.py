@@ -15,17 +15,17 @@ from synthdrive.surroundings import Surroundings, Thing
 from synthdrive.traffic import Actor, populate
 
 MIN_OBJECTS = 3
-MIN_VISIBLE = 0.25  # of a road user's own pixels, and of its box; below, it is not annotated
+MIN_VISIBLE = 0.25  # visible share of a road user's pixels and of its box, the least that is annotated
 MIN_SIZE = (4.0, 7.0)  # width and height in pixels at 270 rows
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What the camera saw on a clear day, and the truth about it.
+    """A rendered scene on a clear day, with its ground truth.
 
-    image is (H, W, 3) uint8 RGB; depth (H, W) float32 meters along the optical axis, inf for the sky; boxes (M, 4) XYXY in
-    float pixels around what is visible; labels (M,) indices into CLASSES; road (H, W) bool; emission (H, W, 3) float32 is the
-    linear radiance of lit windows at night.
+    image is (H, W, 3) uint8 RGB; depth (H, W) float32 meters along the optical axis, inf for the sky; boxes (M, 4) XYXY
+    in float pixels around what is visible; labels (M,) indices into CLASSES; road (H, W) bool; emission (H, W, 3)
+    float32 is the linear radiance of lit windows at night.
     """
 
     image: np.ndarray
@@ -38,10 +38,9 @@ class Scene:
 
 
 def render_scene(seed: int | Sequence[int], height: int = 270, width: int = 480, sun: bool = True) -> Scene:
-    """Render the daytime scene of this seed; streets that show fewer than three objects are drawn again.
+    """Render the daytime scene of this seed. Streets with fewer than three objects are drawn again.
 
-    Without `sun` the same scene lies under a closed cover of clouds and no shadows are cast: the light before which rain, fog
-    and night are put.
+    Without `sun` the same scene lies under closed clouds and has no shadows. Rain, fog and night start from that light.
     """
     return _busy_scene(seed, height, width, sun)[0]
 
@@ -49,7 +48,7 @@ def render_scene(seed: int | Sequence[int], height: int = 270, width: int = 480,
 def render_departures(
     seed: int | Sequence[int], height: int = 270, width: int = 480, sun: bool = True
 ) -> tuple[Scene, np.ndarray, np.ndarray]:
-    """The scene of `render_scene`, and the same street later: two (H, W, 3) uint8 RGB without every other road user, and empty."""
+    """The scene of `render_scene`, then two (H, W, 3) uint8 RGB: without every other road user, and without any."""
     scene, entropy = _busy_scene(seed, height, width, sun)
     stayed = (slice(None, None, 2), slice(0))
     fewer, none = (_render(np.random.default_rng(entropy), height, width, sun, who).image for who in stayed)
@@ -57,7 +56,7 @@ def render_departures(
 
 
 def _busy_scene(seed: int | Sequence[int], height: int, width: int, sun: bool) -> tuple[Scene, list[int]]:
-    """The scene, and what its random numbers are seeded with."""
+    """The scene, and the seed of its random numbers."""
     if height < 64 or width < 64:
         raise ValueError(f"A scene needs at least 64 x 64 pixels, not {width} x {height}: choose a larger size.")
     base = [seed] if isinstance(seed, int) else list(seed)
@@ -118,7 +117,7 @@ def _paint_background(canvas: Canvas, street: Street, rng: np.random.Generator) 
 def _paint_things(
     canvas: Canvas, actors: list[Actor], things: list[Thing]
 ) -> tuple[list[tuple[int, ...]], dict[int, int]]:
-    """Paint all, far to near; ids of each actor, and the number of pixels that each id had when it was painted."""
+    """Paint everything, far to near. Returns the ids of each actor, and the pixels of each id when it was painted."""
     bounds = np.stack([thing.bounds for thing in things] + [actor.bounds() for actor in actors])
     idents: list[tuple[int, ...]] = [()] * len(actors)
     painted: dict[int, int] = {}
@@ -146,7 +145,7 @@ def _count_pixels(canvas: Canvas, actor: Actor, own: tuple[int, ...]) -> dict[in
 
 
 def _outline(camera: Camera, actor: Actor) -> np.ndarray:
-    """XYXY in image pixels around an upright box on the actor's footprint, whether inside the image or not."""
+    """XYXY in image pixels around an upright box on the actor's footprint. It may lie outside the image."""
     foot = actor.footprint()
     hull = np.concatenate([foot, foot + (0.0, actor.height + 0.1, 0.0)])
     pixels = camera.project(np.maximum(hull, (-np.inf, -np.inf, 1.0)))
@@ -156,7 +155,7 @@ def _outline(camera: Camera, actor: Actor) -> np.ndarray:
 def _annotate(
     canvas: Canvas, actors: list[Actor], idents: list[tuple[int, ...]], painted: dict[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (M, 4) around visible pixels and labels (M,) of all road users that can be recognized."""
+    """Boxes (M, 4) around the visible pixels, and labels (M,), of all recognizable road users."""
     seen = canvas.things()
     boxes, labels = [], []
     for actor, own in zip(actors, idents):
@@ -169,7 +168,7 @@ def _annotate(
 
 
 def _visible_box(mask: np.ndarray, painted: int) -> np.ndarray | None:
-    """XYXY in image pixels around the mask of the supersampled canvas; None if too little is left of what was painted."""
+    """XYXY in image pixels around the mask of the supersampled canvas; None if too few painted pixels are visible."""
     visible = int(np.count_nonzero(mask))
     if visible == 0 or visible < MIN_VISIBLE * painted:
         return None
@@ -178,7 +177,7 @@ def _visible_box(mask: np.ndarray, painted: int) -> np.ndarray | None:
 
 
 def _is_recognizable(box: np.ndarray, camera: Camera, actor: Actor) -> bool:
-    """Large enough, and not almost entirely outside the image."""
+    """Whether the box is large enough and enough of the actor lies inside the image."""
     size = (box[2:] - box[:2]) * (270.0 / camera.image_height)
     if size[0] < MIN_SIZE[0] or size[1] < MIN_SIZE[1]:
         return False

@@ -1,4 +1,4 @@
-"""Sky with clouds, and what stands against it far away."""
+"""Sky with clouds, and the skyline in front of it."""
 
 from functools import lru_cache
 

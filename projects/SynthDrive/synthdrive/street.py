@@ -169,8 +169,9 @@ class RoadPainter:
             )
         for _ in range(int(self.rng.integers(0, 3))):
             angle = np.linspace(0, 2 * np.pi, 16, endpoint=False)
-            lateral, s = self.rng.uniform(self.street.left_edge + 1, self.street.right_edge - 1), self.rng.uniform(
-                6.0, 22.0
+            lateral, s = (
+                self.rng.uniform(self.street.left_edge + 1, self.street.right_edge - 1),
+                self.rng.uniform(6.0, 22.0),
             )
             self.canvas.polygon(
                 self.street.points(lateral + 0.35 * np.cos(angle), s + 0.35 * np.sin(angle)),

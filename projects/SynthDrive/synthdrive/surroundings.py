@@ -1,4 +1,4 @@
-"""What lines the street: buildings, trees, hedges, lamps, signs. Each thing knows its ground rectangle and paints itself."""
+"""Things beside the street: buildings, trees, hedges, lamps, signs. Each has a ground rectangle and paints itself."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ FAR = 150.0  # meters; beyond, only the skyline
 
 @dataclass(frozen=True)
 class Thing:
-    """Something solid beside the street; `shadow` is (radius, height) of what throws a shadow, if it does."""
+    """Something solid beside the street; `shadow` is (radius, height) of the part that casts a shadow, if any."""
 
     bounds: np.ndarray
     paint: Callable[[Canvas], None]

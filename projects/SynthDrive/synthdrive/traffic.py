@@ -1,4 +1,4 @@
-"""Who is in the image: road users of the seven classes, placed where such road users are."""
+"""Road users of the seven classes, each placed where its kind is usually found."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ BUS, BIKE, CAR, MOTOR, PERSON, RIDER, TRUCK = range(7)
 
 MAX_OBJECTS = 12  # in an image, riders included
 
-# Shares of what is put on the street; "ridden" brings a rider as well.
+# Shares of the road users; "ridden" brings a rider as well.
 _MIX = {
     "car": 0.41, "person": 0.28, "truck": 0.09, "bus": 0.07,
     "ridden bike": 0.065, "ridden motor": 0.055, "bike": 0.04, "motor": 0.03,
@@ -76,7 +76,7 @@ def _is_free(actor: Actor, others: list[Actor]) -> bool:
 
 
 def _proposals(kind: str, street: Street, rng: np.random.Generator) -> Callable[[], Actor | None]:
-    """A function that proposes a road user of this kind at another place each time (None where that place will not do)."""
+    """A function that proposes a road user of this kind at another place at each call; None for an impossible place."""
     if kind == "person":
         return lambda: _pedestrian(street, rng)
     if kind.endswith(("bike", "motor")):
@@ -173,7 +173,7 @@ def _two_wheeler(kind: str, street: Street, rng: np.random.Generator) -> Actor:
         place,
         *size,
         1.75 if ridden else 1.05,
-        lambda canvas, idents: draw(canvas, place, np.random.default_rng(seed), *idents)
+        lambda canvas, idents: draw(canvas, place, np.random.default_rng(seed), *idents),
     )
 
 
