@@ -203,6 +203,18 @@ def test_missing_weights_are_errors_that_name_the_remedy(data, tmp_path):
         load_model(tiny_cfg(data, tmp_path))
 
 
+@pytest.mark.parametrize("steps, drops", [([4], []), ([2, 4, 9], [2]), ([2, 3], [2, 3])])
+def test_a_shorter_training_leaves_out_the_steps_it_does_not_reach(data, tmp_path, steps, drops):
+    cfg = tiny_cfg(data, tmp_path, SOLVER__MAX_ITER=4, SOLVER__STEPS=steps, SOLVER__WARMUP_ITERS=0)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    scheduler, rates = Trainer.build_lr_scheduler(cfg, optimizer), []
+    for _ in range(4):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([0.1 ** sum(iteration >= drop for drop in drops) for iteration in range(4)])
+
+
 def test_the_hooks_work_in_detectron2s_own_trainer(data, tmp_path):
     class Standard(DefaultTrainer):
         build_train_loader = staticmethod(build_train_loader)

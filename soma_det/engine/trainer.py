@@ -14,6 +14,7 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from soma_det.checkpoint.detection_checkpoint import AtomicCheckpointer
 from soma_det.checkpoint.metadata import describe_model
@@ -68,6 +69,14 @@ class Trainer(DefaultTrainer):
             backbone_weight_decay_multiplier=cfg.SOLVER.BACKBONE_WEIGHT_DECAY_MULTIPLIER,
             norm_weight_decay=cfg.SOLVER.WEIGHT_DECAY_NORM,
         )
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
+        """Detectron2's, which leaves out steps beyond SOLVER.MAX_ITER but fails at one that equals it."""
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.SOLVER.STEPS = [step for step in cfg.SOLVER.STEPS if step != cfg.SOLVER.MAX_ITER]
+        return super().build_lr_scheduler(cfg, optimizer)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
