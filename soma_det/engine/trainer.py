@@ -6,6 +6,7 @@ import os
 import re
 import weakref
 from collections import OrderedDict
+from contextlib import nullcontext
 
 import torch
 from detectron2.config import CfgNode
@@ -22,6 +23,7 @@ from soma_det.config import check_device
 from soma_det.data.build import build_test_loader, build_train_loader
 from soma_det.engine import hooks
 from soma_det.engine.amp import mixed_precision_trainer, training_dtype
+from soma_det.engine.cpu import unfused_attention
 from soma_det.engine.inference import prepared_for_inference
 from soma_det.evaluation import WeatherEvaluator, report
 from soma_det.modeling.backbone.timm_vit import TimmViT, count_parameters
@@ -44,6 +46,12 @@ class Trainer(DefaultTrainer):
         dtype = training_dtype(cfg)
         if dtype is not None:
             self._trainer = mixed_precision_trainer(self._trainer, dtype, cfg.MODEL.DEVICE)
+
+    def run_step(self) -> None:
+        """As Detectron2's; on CPUs without fused attention, which is slower there in training."""
+        on_cpu = self.cfg.MODEL.DEVICE == "cpu"
+        with unfused_attention(self.model) if on_cpu else nullcontext():
+            super().run_step()
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
