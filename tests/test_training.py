@@ -4,9 +4,11 @@ import copy
 import json
 import os
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from detectron2.engine import DefaultTrainer, HookBase
 from fvcore.common.param_scheduler import CosineParamScheduler
@@ -15,6 +17,7 @@ from training import tiny_cfg, vit_of, write_data
 from soma_det.adapters import find_adapter_layers, merge
 from soma_det.data.build import build_train_loader
 from soma_det.engine import Trainer, load_model
+from soma_det.engine.cpu import unfused_attention
 from soma_det.engine.hooks import LayerFreezing, WeightDecayAnnealing
 from soma_det.engine.output_dir import check_output_dir
 from soma_det.engine.predictor import build_predictor
@@ -201,6 +204,43 @@ def test_missing_weights_are_errors_that_name_the_remedy(data, tmp_path):
         load_model(tiny_cfg(data, tmp_path, MODEL__WEIGHTS=str(tmp_path / "nothing.pth")))
     with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty"):
         load_model(tiny_cfg(data, tmp_path))
+
+
+def test_on_a_cpu_attention_is_fused_in_evaluation_and_not_in_training(data, tmp_path):
+    seen = []
+
+    class Watch(HookBase):
+        def before_train(self):
+            attention = vit_of(self.trainer.model)[1].model.blocks[2].attn
+            attention.register_forward_hook(lambda module, *args: seen.append((module.training, module.fused_attn)))
+
+    trainer, _ = train(tiny_cfg(data, tmp_path, SOLVER__MAX_ITER=2), extra_hooks=[Watch()])
+    assert set(seen) == {(True, False), (False, True)}
+    assert vit_of(trainer.model)[1].model.blocks[2].attn.fused_attn
+
+
+def test_plain_and_fused_attention_have_the_same_gradients():
+    torch.manual_seed(0)
+    vit = timm.create_model("test_vit", num_classes=0, img_size=64).double()
+    x, gradients = torch.randn(1, 3, 64, 64, dtype=torch.float64), []
+    for context in (nullcontext(), unfused_attention(vit)):
+        vit.zero_grad()
+        with context:
+            vit(x).square().sum().backward()
+        gradients.append(vit.patch_embed.proj.weight.grad.clone())
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("steps, drops", [([4], []), ([2, 4, 9], [2]), ([2, 3], [2, 3])])
+def test_a_shorter_training_leaves_out_the_steps_it_does_not_reach(data, tmp_path, steps, drops):
+    cfg = tiny_cfg(data, tmp_path, SOLVER__MAX_ITER=4, SOLVER__STEPS=steps, SOLVER__WARMUP_ITERS=0)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    scheduler, rates = Trainer.build_lr_scheduler(cfg, optimizer), []
+    for _ in range(4):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([0.1 ** sum(iteration >= drop for drop in drops) for iteration in range(4)])
 
 
 def test_the_hooks_work_in_detectron2s_own_trainer(data, tmp_path):

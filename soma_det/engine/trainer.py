@@ -6,6 +6,7 @@ import os
 import re
 import weakref
 from collections import OrderedDict
+from contextlib import nullcontext
 
 import torch
 from detectron2.config import CfgNode
@@ -15,6 +16,7 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from soma_det.checkpoint.detection_checkpoint import AtomicCheckpointer
 from soma_det.checkpoint.exported import is_exported, load_exported, with_plain_vit
@@ -23,6 +25,7 @@ from soma_det.config import check_device
 from soma_det.data.build import build_test_loader, build_train_loader
 from soma_det.engine import hooks
 from soma_det.engine.amp import mixed_precision_trainer, training_dtype
+from soma_det.engine.cpu import unfused_attention
 from soma_det.engine.inference import prepared_for_inference
 from soma_det.evaluation import build_evaluator, report
 from soma_det.modeling.backbone.timm_vit import TimmViT, count_parameters
@@ -45,6 +48,12 @@ class Trainer(DefaultTrainer):
         dtype = training_dtype(cfg)
         if dtype is not None:
             self._trainer = mixed_precision_trainer(self._trainer, dtype, cfg.MODEL.DEVICE)
+
+    def run_step(self) -> None:
+        """As Detectron2's; on CPUs without fused attention, which is slower there in training."""
+        on_cpu = self.cfg.MODEL.DEVICE == "cpu"
+        with unfused_attention(self.model) if on_cpu else nullcontext():
+            super().run_step()
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -70,6 +79,14 @@ class Trainer(DefaultTrainer):
             backbone_weight_decay_multiplier=cfg.SOLVER.BACKBONE_WEIGHT_DECAY_MULTIPLIER,
             norm_weight_decay=cfg.SOLVER.WEIGHT_DECAY_NORM,
         )
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
+        """Detectron2's, which leaves out steps beyond SOLVER.MAX_ITER but fails at one that equals it."""
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.SOLVER.STEPS = [step for step in cfg.SOLVER.STEPS if step != cfg.SOLVER.MAX_ITER]
+        return super().build_lr_scheduler(cfg, optimizer)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
