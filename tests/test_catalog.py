@@ -3,13 +3,14 @@
 import json
 
 import pytest
-import soma_det  # noqa: F401
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from voc_fixtures import CLASSES, real_weather_root, write_domain, write_image
 
+import soma_det  # noqa: F401
 from soma_det.config import add_soma_config
-from soma_det.data import catalog, check_data_exists, register_from_config, register_weather_datasets
+from soma_det.data import check_data_exists, register_coco_json, register_from_config, register_weather_datasets
+from soma_det.data.datasets import register
 
 
 @pytest.fixture(autouse=True)
@@ -19,8 +20,6 @@ def _clean_catalogs():
     for name in set(DatasetCatalog) - before:
         DatasetCatalog.remove(name)
         MetadataCatalog.pop(name, None)
-    for name in set(catalog._registered) - before:
-        del catalog._registered[name]
 
 
 @pytest.fixture
@@ -85,8 +84,8 @@ def test_registering_needs_no_data_and_asking_for_it_says_what_is_missing(tmp_pa
 
 def test_annotations_are_parsed_once_and_every_caller_gets_its_own(cfg, monkeypatch):
     calls = []
-    load = catalog.load_voc_domain
-    monkeypatch.setattr(catalog, "load_voc_domain", lambda *args: calls.append(args) or load(*args))
+    load = register.load_voc_domain
+    monkeypatch.setattr(register, "load_voc_domain", lambda *args: calls.append(args) or load(*args))
     register_from_config(cfg)
     first = DatasetCatalog.get("toy_rainy_train")
     first[0]["annotations"].clear()
@@ -112,10 +111,10 @@ def test_registering_with_other_arguments_replaces(cfg):
 
 def test_the_default_root_is_below_detectron2s(monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", "elsewhere")
-    assert catalog.weather_root("") == "elsewhere/diverseWeather"
+    assert register.weather_root("") == "elsewhere/diverseWeather"
     monkeypatch.delenv("DETECTRON2_DATASETS")
-    assert catalog.weather_root("") == "datasets/diverseWeather"
-    assert catalog.weather_root("mine") == "mine"
+    assert register.weather_root("") == "datasets/diverseWeather"
+    assert register.weather_root("mine") == "mine"
 
 
 def test_a_name_that_is_not_registered_is_an_error_with_the_closest_that_is(cfg):
@@ -137,13 +136,15 @@ def test_retinanet_is_checked_by_its_own_key(cfg):
         register_from_config(cfg)
 
 
-def test_a_name_that_another_package_has_taken_is_an_error():
+def test_a_name_that_other_code_has_taken_is_an_error():
     DatasetCatalog.register("toy_rainy_train", list)
     with pytest.raises(ValueError, match="'toy_rainy_train' exists already.*PREFIX"):
         register_weather_datasets("toy", "somewhere", ["rainy"], CLASSES)
 
 
-@pytest.mark.parametrize("domains, classes", [([], CLASSES), (["rainy"], []), (["rainy"], ["car", "car"])])
+@pytest.mark.parametrize(
+    "domains, classes", [([], CLASSES), (["rainy"], []), (["rainy"], ["car", "car"]), (["rainy"], ["car", "Car"])]
+)
 def test_domains_and_distinct_classes_are_required(domains, classes):
     with pytest.raises(ValueError, match="DATASETS.WEATHER needs"):
         register_weather_datasets("toy", "somewhere", domains, classes)
@@ -212,7 +213,7 @@ def test_a_malformed_coco_json_is_an_error_that_names_the_file_and_the_fault(cfg
 
 
 @pytest.mark.parametrize("content", [b'{"images": [', b"\xff\xfe\x00", b"[]"])
-def test_what_is_no_coco_json_is_an_error_that_names_the_file(cfg, tmp_path, content):
+def test_a_file_that_is_not_a_coco_json_is_an_error_that_names_the_file(cfg, tmp_path, content):
     use_coco(cfg, tmp_path)
     (tmp_path / "own.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"own\.json is not in COCO's format"):
@@ -227,9 +228,35 @@ def test_a_missing_coco_file_or_folder_is_an_error_that_names_it(cfg, tmp_path, 
         register_from_config(cfg)
 
 
-def test_a_malformed_entry_of_coco_json_is_an_error(cfg):
-    cfg.DATASETS.COCO_JSON = ["own.json"]
-    with pytest.raises(ValueError, match=r"entry 'own.json': write \[name, json file, folder of images\]"):
+def test_the_fourth_item_of_a_coco_entry_is_the_domain_and_without_it_there_is_none(cfg, tmp_path):
+    use_coco(cfg, tmp_path)
+    (entry,) = cfg.DATASETS.COCO_JSON
+    cfg.DATASETS.COCO_JSON = [entry, ["own_fog", *entry[1:], "foggy"]]
+    register_from_config(cfg)
+    assert MetadataCatalog.get("own_fog").domain == "foggy"
+    assert MetadataCatalog.get("own").get("domain") is None
+
+
+def test_registering_a_coco_json_with_another_domain_replaces(tmp_path):
+    source = str(write_coco(tmp_path)), str(tmp_path / "images")
+    for domain in ("foggy", "rainy"):
+        register_coco_json("own", *source, domain)
+    assert MetadataCatalog.get("own").domain == "rainy"
+
+
+def test_a_name_that_was_removed_from_the_catalog_can_be_registered_with_other_classes(cfg):
+    register_from_config(cfg)
+    DatasetCatalog.remove("toy_rainy_train")
+    register_weather_datasets("toy", "elsewhere", ["rainy"], ["car"])
+    assert MetadataCatalog.get("toy_rainy_train").thing_classes == ["car"]
+
+
+@pytest.mark.parametrize(
+    "entry", ["own.json", ["own", "own.json"], ["", "own.json", "images"], ["own", "own.json", "images", ""], [1, 2, 3]]
+)
+def test_a_malformed_entry_of_coco_json_is_an_error(cfg, entry):
+    cfg.DATASETS.COCO_JSON = [entry]
+    with pytest.raises(ValueError, match=r"entry .*: write \[name, json file, folder of images\]"):
         register_from_config(cfg)
 
 

@@ -3,7 +3,6 @@
 import logging
 
 import pytest
-import soma_det  # noqa: F401
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from voc_fixtures import (
@@ -14,10 +13,11 @@ from voc_fixtures import (
     real_weather_root,
     write_annotation,
     write_domain,
-    write_list,
     write_image,
+    write_list,
 )
 
+import soma_det  # noqa: F401
 from soma_det.data.datasets.diverse_weather import find_domain_folder, load_voc_domain
 
 BOMB = """<?xml version="1.0"?><!DOCTYPE a [<!ENTITY x "xxxxxxxxxx"><!ENTITY y "&x;&x;&x;&x;&x;&x;">]>
@@ -142,6 +142,30 @@ def test_a_box_that_is_turned_round_is_turned_back_and_counted(tmp_path, report)
     assert "boxes turned round 1" in report()
 
 
+@pytest.mark.parametrize("box", [(30, 6, 29, 20), (11, 21, 30, 20), (30, 21, 29, 20), (90, 6, 89, 20)])
+def test_an_empty_box_is_dropped_and_counted(tmp_path, report, box):
+    assert len(load_one(tmp_path, [*OBJECTS, ("car", box)])["annotations"]) == 2
+    assert "empty boxes dropped 1" in report() and "turned" not in report()
+
+
+def test_a_box_of_one_pixel_is_kept(tmp_path, report):
+    assert load_one(tmp_path, [("car", (30, 6, 30, 6))])["annotations"][0]["bbox"] == [29, 5, 30, 6]
+    assert "dropped" not in report()
+
+
+def test_a_box_narrower_than_a_pixel_is_kept_as_it_is(tmp_path, report):
+    assert load_one(tmp_path, [("car", (30.5, 6, 30.25, 20))])["annotations"][0]["bbox"] == [29.5, 5, 30.25, 20]
+    assert "turned" not in report()
+
+
+def test_class_names_match_whatever_their_case(tmp_path, report):
+    write_domain(tmp_path, "rainy", {"train": ["a"]}, [("Car", (1, 1, 9, 9)), ("PERSON", (1, 1, 9, 9))])
+    for classes in (("car", "person"), ("CAR", "Person")):
+        (record,) = load_voc_domain(tmp_path, "rainy", "train", classes)
+        assert [annotation["category_id"] for annotation in record["annotations"]] == [0, 1]
+        assert f"({classes[0]} 1, {classes[1]} 1)" in report() and "left out" not in report()
+
+
 def test_a_box_is_cut_at_the_image_and_counted(tmp_path, report):
     assert load_one(tmp_path, [("car", (-4, 6, 99, 20))])["annotations"][0]["bbox"] == [0, 5, 64, 20]
     assert "boxes cut at the image's edge 1" in report()
@@ -198,7 +222,7 @@ def test_no_object_of_a_known_class_is_an_error_that_names_those_found(tmp_path)
         load_one(tmp_path, [("tram", (1, 1, 9, 9))])
 
 
-def test_a_image_without_objects_stays_in(tmp_path):
+def test_an_image_without_objects_stays_in(tmp_path):
     devkit = write_domain(tmp_path, "rainy", {"train": ["a", "b"]})
     write_annotation(devkit / "Annotations" / "b.xml", [])
     assert [len(r["annotations"]) for r in load_voc_domain(tmp_path, "rainy", "train", CLASSES)] == [2, 0]
@@ -234,7 +258,7 @@ def test_more_than_one_broken_image_in_a_hundred_is_an_error_that_names_it(tmp_p
 @pytest.mark.parametrize(
     "content", [BOMB, "", "<html></html>", '<?xml version="1.0" encoding="no-such"?><annotation/>']
 )
-def test_what_is_no_safe_voc_annotation_counts_as_broken(tmp_path, content):
+def test_an_unsafe_or_foreign_annotation_file_counts_as_broken(tmp_path, content):
     with pytest.raises(OSError, match="1 with a broken annotation file"):
         load_broken(tmp_path, lambda kit: (kit / "Annotations" / "p0.xml").write_text(content), 2)
 

@@ -7,27 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soma_det  # noqa: F401
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.modeling import build_model
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from PIL import Image
+from training import tiny_cfg, write_data
 from voc_fixtures import CLASSES, hash_tree, real_weather_root, write_annotation, write_domain, write_image
 
+import soma_det  # noqa: F401
 from soma_det.config import add_soma_config
 from soma_det.data import register_from_config
-from soma_det.data.transforms.augmentation import build_train_augmentation
+from soma_det.data.build import PositionSampler, TrainLoader, build_test_loader, build_train_loader
+from soma_det.data.dataset_mapper import UnreadableImageError, WeatherMapper
 from soma_det.data.datasets.diverse_weather import load_voc_domain
-from soma_det.data.build import (
-    PositionSampler,
-    TrainLoader,
-    UnreadableImageError,
-    WeatherMapper,
-    build_test_loader,
-    build_train_loader,
-)
+from soma_det.data.transforms.augmentation import build_train_augmentation
 
 IDS = ["a", "b", "c", "d", "e"]
 SPOIL = {
@@ -102,7 +99,7 @@ def test_workers_do_not_change_the_stream(records):
     assert take(train_loader(records, workers=2), 4) == take(train_loader(records), 4)
 
 
-def test_a_image_is_augmented_anew_in_every_epoch(records):
+def test_an_image_is_augmented_differently_in_every_epoch(records):
     stream = take(train_loader(records), 5)  # two epochs
     assert len({(image_id, image) for image_id, image, _ in stream}) == 10
 
@@ -128,7 +125,7 @@ def test_processes_share_every_iteration_without_overlap(records, monkeypatch):
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     shares = []
     for rank in range(2):
-        monkeypatch.setattr(comm, "get_rank", lambda: rank)
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
         shares.append([image_id for image_id, _, _ in take(train_loader(records, batch=4, start=1), 3)])
     assert [image_id for pair in zip(*shares) for image_id in pair] == alone
 
@@ -172,7 +169,7 @@ def test_boxes_stay_inside_the_image_and_are_not_empty(records):
         assert (boxes[:, 2:] > boxes[:, :2]).all()
 
 
-def test_boxes_that_the_crop_cuts_away_are_gone_and_a_image_without_any_is_fine(records):
+def test_boxes_that_the_crop_cuts_away_are_gone_and_an_image_may_have_none_left(records):
     # Scaled by 8 and cropped to an eighth, most crops show neither object.
     mapper = train_mapper(scale_range=(8.0, 8.0))
     counts = {len(mapper(record)["instances"]) for record in records * 20}
@@ -225,7 +222,7 @@ def test_an_unreadable_image_stops_an_evaluation_with_an_error_that_names_it(cfg
         list(loader)
 
 
-def test_a_image_of_another_size_than_the_record_says_is_an_error_that_names_it(records):
+def test_an_image_of_another_size_than_the_record_says_is_an_error_that_names_it(records):
     write_image(Path(records[0]["file_name"]), width=32, height=48)
     with pytest.raises(SizeMismatchError, match="a.jpg"):
         train_mapper()(records[0])
@@ -256,6 +253,22 @@ def test_images_without_annotations_are_left_out_as_the_config_says(cfg, devkit)
     assert len(build_train_loader(cfg).dataset) == 4
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
     assert len(build_train_loader(cfg).dataset) == 5
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_batch_with_images_without_annotations_has_finite_losses_and_gradients(tmp_path, count):
+    cfg = tiny_cfg(write_data(tmp_path), tmp_path / "out")
+    records = DatasetCatalog.get("tiny_daytime_clear_train")[:2]
+    for record in records[:count]:
+        record["annotations"] = []
+    (batch,) = itertools.islice(TrainLoader(records, WeatherMapper(cfg), total_batch_size=2, seed=0), 1)
+    assert sum(len(sample["instances"]) == 0 for sample in batch) == count
+    model = build_model(cfg)
+    with EventStorage():
+        losses = model(batch)
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
 def test_a_missing_test_set_stops_a_training_before_it_starts(cfg):

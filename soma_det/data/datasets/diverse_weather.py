@@ -10,15 +10,22 @@ import logging
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Iterable, Sequence
 
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from tqdm import tqdm
 
-from soma_det.data.datasets.voc_xml import UNREADABLE_IMAGE, BrokenAnnotationError, image_size, read_objects, to_detectron2_box
+from soma_det.data.datasets.voc_xml import (
+    UNREADABLE_IMAGE,
+    Box,
+    BrokenAnnotationError,
+    image_size,
+    read_objects,
+    to_detectron2_box,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +45,8 @@ def load_voc_domain(root: str | Path, domain: str, split: str, classes: Sequence
         root: the folder that holds the domains.
         domain: a domain's name; case, hyphens, underscores and spaces of the folder's name do not matter.
         split: a list in ``ImageSets/Main``, without ".txt".
-        classes: class names in the order of their category ids; objects of other classes are left out and counted.
+        classes: class names in the order of their category ids; case does not matter. Objects of other classes are left
+            out and counted.
 
     Returns:
         a dict for each listed image that has an image and an annotation file: file_name, image_id (the file's stem),
@@ -149,44 +157,50 @@ class _DevkitReader:
     def __init__(self, devkit: Path, classes: Sequence[str], report: LoadReport):
         self.annotations = devkit / "Annotations"
         self.images = devkit / "JPEGImages"
-        self.category_ids = {name: index for index, name in enumerate(classes)}
+        self.classes = {name.casefold(): (index, name) for index, name in enumerate(classes)}
         self.report = report
         self.files = _image_files(self.images)  # one listing instead of a look-up for each image and suffix
 
     def read(self, image_id: str) -> dict | None:
         """The record of an image, or None if it has to be skipped."""
+        record = self._read(image_id)
+        if isinstance(record, dict):
+            return record
+        self.report.skipped.setdefault(record, []).append(image_id)
+        return None
+
+    def _read(self, image_id: str) -> dict | str:
+        """The record of an image, or why there is none."""
         if image_id not in self.files:
-            return self._skip("without an image", image_id)
+            return "without an image"
         path = self.images / self.files[image_id]
         try:
             width, height = image_size(path)
         except UNREADABLE_IMAGE:
-            return self._skip("with an unreadable image", image_id)
+            return "with an unreadable image"
         try:
             objects = read_objects(self.annotations / f"{image_id}.xml", self.report.faults)
         except BrokenAnnotationError:
-            return self._skip("with a broken annotation file", image_id)
+            return "with a broken annotation file"
         except OSError:
-            return self._skip("without a readable annotation file", image_id)
+            return "without a readable annotation file"
         annotations = list(self._annotations(objects, width, height))
         return dict(file_name=str(path), image_id=image_id, height=height, width=width, annotations=annotations)
 
-    def _annotations(self, objects: list[tuple[str, tuple]], width: int, height: int) -> Iterable[dict]:
-        for name, written_box in objects:
-            if name not in self.category_ids:
-                self.report.unknown[name] += 1
+    def _annotations(self, objects: list[tuple[str, Box]], width: int, height: int) -> Iterable[dict]:
+        for written_name, written_box in objects:
+            if written_name.casefold() not in self.classes:
+                self.report.unknown[written_name] += 1
                 continue
+            category_id, name = self.classes[written_name.casefold()]
             box = to_detectron2_box(written_box, width, height, self.report.faults)
             if box is not None:
                 self.report.boxes[name] += 1
-                yield dict(bbox=box, bbox_mode=BoxMode.XYXY_ABS, category_id=self.category_ids[name])
-
-    def _skip(self, kind: str, image_id: str) -> None:
-        self.report.skipped.setdefault(kind, []).append(image_id)
+                yield dict(bbox=box, bbox_mode=BoxMode.XYXY_ABS, category_id=category_id)
 
 
 def _read_list(path: Path, report: LoadReport) -> list[str]:
-    """The image ids of a list, each once: it is the key under which evaluators look ground truth up."""
+    """The image ids of a list, each once: evaluators look ground truth up by id."""
     lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     lines = [line for line in lines if line]
     ids = list(dict.fromkeys(lines))
@@ -201,10 +215,11 @@ def _image_files(folder: Path) -> dict[str, str]:
     """File names by stem; where several images share a stem, the suffix that comes first in IMAGE_SUFFIXES wins."""
     if not folder.is_dir():
         raise FileNotFoundError(f"The folder of images {folder} does not exist. {REMEDY}")
-    names = [(os.path.splitext(name), name) for name in sorted(os.listdir(folder))]
-    names = [(stem, suffix.lower(), name) for (stem, suffix), name in names if suffix.lower() in IMAGE_SUFFIXES]
-    names.sort(key=lambda entry: IMAGE_SUFFIXES.index(entry[1]), reverse=True)  # so that the preferred come last
-    return {stem: name for stem, _, name in names}
+    names = sorted(os.listdir(folder))
+    files: dict[str, str] = {}
+    for suffix in reversed(IMAGE_SUFFIXES):  # the preferred one comes last and wins
+        files.update((os.path.splitext(name)[0], name) for name in names if name.lower().endswith(suffix))
+    return files
 
 
 def _letters(name: str) -> str:

@@ -1,31 +1,25 @@
 """Registers data sets in Detectron2's catalogs: weather domains in VOC layout, and COCO json files.
 
-Registering reads no annotations and needs no data on disk, except that the files of DATASETS.COCO_JSON must exist.
+Registering weather domains reads no annotations and needs no data on disk; the files of DATASETS.COCO_JSON are checked.
+MetadataCatalog holds, of each data set: thing_classes; domain, the label of its weather, where one is known; and
+source, what it was registered from.
 """
 
 import difflib
 import functools
-import json
 import os
 import pickle
-from pathlib import Path
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
+from soma_det.data.datasets.coco_json import read_classes
 from soma_det.data.datasets.diverse_weather import DEVKIT, find_domain_folder, find_list, load_voc_domain
 
-SPLITS = ("train", "test")  # registered in any case, so that a missing list is reported when it is asked for
-
-COCO_KEYS = {
-    "images": ("id", "file_name", "height", "width"),
-    "categories": ("id", "name"),
-    "annotations": ("id", "image_id", "category_id", "bbox"),
-}
-
-_registered: dict[str, tuple] = {}  # name: what this module registered under it
+SPLITS = ("train", "test")  # always registered, so that a missing list is reported when it is asked for
 
 
 class WeatherSource(NamedTuple):
@@ -35,6 +29,15 @@ class WeatherSource(NamedTuple):
     domain: str
     split: str
     classes: tuple[str, ...]
+
+
+class CocoSource(NamedTuple):
+    """Where a data set with COCO annotations comes from."""
+
+    json_file: str
+    image_root: str
+    domain: str | None
+    modified: int  # time, nanoseconds
 
 
 def register_from_config(cfg: CfgNode) -> None:
@@ -48,10 +51,7 @@ def register_from_config(cfg: CfgNode) -> None:
     weather = cfg.DATASETS.WEATHER
     names = register_weather_datasets(weather.PREFIX, weather_root(weather.ROOT), weather.DOMAINS, weather.CLASSES)
     for entry in cfg.DATASETS.COCO_JSON:
-        if not isinstance(entry, (list, tuple)) or len(entry) != 3:
-            raise ValueError(
-                f"DATASETS.COCO_JSON has the entry {entry!r}: write [name, json file, folder of images]."
-            )
+        _check_coco_entry(entry)
         register_coco_json(*entry)
         names.append(entry[0])
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
@@ -74,17 +74,20 @@ def register_weather_datasets(prefix: str, root: str, domains: Sequence[str], cl
     Args:
         prefix: first part of the names.
         root: the folder that holds the domains, see :mod:`soma_det.data.datasets.diverse_weather`.
-        domains: domains, spelled as the names shall be.
-        classes: class names in the order of their category ids.
+        domains: domains, spelled as they shall be in the names.
+        classes: class names in the order of their category ids; case does not tell classes apart.
 
     Returns:
         the names.
 
     Raises:
-        ValueError: no domain, no class, a class twice, or a name that another package has registered.
+        ValueError: no domain, no class, a class twice, or a name that other code has registered.
     """
-    if not domains or not classes or len(set(classes)) < len(classes):
-        raise ValueError(f"DATASETS.WEATHER needs domains and distinct classes; got {list(domains)}, {list(classes)}.")
+    if not domains or not classes or len({name.casefold() for name in classes}) < len(classes):
+        raise ValueError(
+            f"DATASETS.WEATHER needs DOMAINS, and CLASSES that differ by more than case; got {list(domains)}, "
+            f"{list(classes)}."
+        )
     root, classes = os.path.abspath(root), tuple(classes)
     names = []
     for domain in domains:
@@ -94,29 +97,32 @@ def register_weather_datasets(prefix: str, root: str, domains: Sequence[str], cl
             if _make_room(names[-1], source):
                 DatasetCatalog.register(names[-1], functools.partial(_load_weather, source))
                 MetadataCatalog.get(names[-1]).set(
-                    thing_classes=list(classes), domain=domain, split=split, evaluator_type="weather"
+                    thing_classes=list(classes), domain=domain, split=split, source=source
                 )
     return names
 
 
-def register_coco_json(name: str, json_file: str, image_root: str) -> None:
+def register_coco_json(name: str, json_file: str, image_root: str, domain: str | None = None) -> None:
     """Register a data set with annotations in one COCO json file.
 
     The file is read here, so that a broken one is found before a training and not at its first evaluation.
 
+    Args:
+        domain: label of the data set's weather in results; None for the data set's name.
+
     Raises:
         FileNotFoundError: the file or the folder does not exist.
-        ValueError: the file is no COCO json, or the name is taken.
+        ValueError: the file is not in COCO's format, or the name is taken.
     """
     for path, exists in ((json_file, os.path.isfile), (image_root, os.path.isdir)):
         if not exists(path):
             raise FileNotFoundError(
                 f"Data set {name!r}: {os.path.abspath(path)} does not exist. See DATASETS.COCO_JSON."
             )
-    if not _make_room(name, (json_file, image_root, os.stat(json_file).st_mtime_ns)):
-        return
-    classes = _read_coco_classes(name, json_file)
-    register_coco_instances(name, {"thing_classes": classes}, json_file, image_root)
+    source = CocoSource(json_file, image_root, domain, os.stat(json_file).st_mtime_ns)
+    if _make_room(name, source):
+        metadata = {"thing_classes": read_classes(json_file), "source": source}
+        register_coco_instances(name, metadata | ({"domain": domain} if domain else {}), json_file, image_root)
 
 
 def check_data_exists(names: Sequence[str]) -> None:
@@ -125,7 +131,7 @@ def check_data_exists(names: Sequence[str]) -> None:
     For the start of a training: a test set that is not there would otherwise be noticed at the first evaluation.
     """
     for name in names:
-        source = _registered.get(name)
+        source = MetadataCatalog.get(name).get("source")
         if isinstance(source, WeatherSource):
             find_list(source.root, source.domain, source.split)
 
@@ -134,9 +140,9 @@ def _load_weather(source: WeatherSource) -> list[dict]:
     return pickle.loads(_load_weather_once(source))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _load_weather_once(source: WeatherSource) -> bytes:
-    # Detectron2 asks for a data set each time it builds a loader or an evaluator. Kept as bytes, the records take a
+    # Detectron2 loads a data set each time it builds a loader or an evaluator. Kept as bytes, the records take a
     # fraction of the memory, forked loader workers do not copy them page by page, and every caller gets its own.
     return pickle.dumps(load_voc_domain(*source), protocol=-1)
 
@@ -149,45 +155,32 @@ def _splits_on_disk(root: str, domain: str) -> list[str]:
     return sorted(path.stem for path in main.glob("*.txt"))
 
 
-def _make_room(name: str, source: tuple) -> bool:
-    """Whether ``name`` is free for ``source``, after removing what this module had registered there before."""
-    if _registered.get(name) == source and name in DatasetCatalog:
-        return False
+def _make_room(name: str, source: WeatherSource | CocoSource) -> bool:
+    """Whether ``name`` is free for ``source``, after removing what this module had registered there from another."""
+    registered = MetadataCatalog.get(name).get("source")
+    ours = isinstance(registered, (WeatherSource, CocoSource))
     if name in DatasetCatalog:
-        if name not in _registered:
+        if registered == source:
+            return False
+        if not ours:
             raise ValueError(f"A data set {name!r} exists already: choose another name (or DATASETS.WEATHER.PREFIX).")
         DatasetCatalog.remove(name)
+    if ours:
         MetadataCatalog.remove(name)
-    _registered[name] = source
     return True
 
 
-def _read_coco_classes(name: str, json_file: str) -> list[str]:
-    """The class names by rising category id, as Detectron2's load_coco_json numbers them."""
-    try:
-        content = json.loads(Path(json_file).read_text(encoding="utf-8"))
-        fault = _find_coco_fault(content)
-    except ValueError as error:  # also what is no UTF-8
-        fault = f"no valid json: {error}"
-    if fault:
-        raise ValueError(f"Data set {name!r}: {json_file} is not in COCO's format: {fault}.")
-    return [category["name"] for category in sorted(content["categories"], key=lambda category: category["id"])]
-
-
-def _find_coco_fault(content) -> str:
-    """What load_coco_json would stumble over, in words; empty if nothing."""
-    for part, keys in COCO_KEYS.items():
-        entries = content.get(part) if isinstance(content, dict) else None
-        if not isinstance(entries, list) or not (entries or part == "annotations"):
-            return f"it needs a list {part!r}"
-        for index, entry in enumerate(entries):
-            if not isinstance(entry, dict) or any(key not in entry for key in keys):
-                return f"{part}[{index}] needs the keys {', '.join(keys)}"
-        if len({entry["id"] for entry in entries}) < len(entries):
-            return f"some id occurs twice in {part!r}"
-    known = {category["id"] for category in content["categories"]}
-    unknown = {annotation["category_id"] for annotation in content["annotations"]} - known
-    return f"it has boxes of the categories {sorted(unknown)}, which it does not list" if unknown else ""
+def _check_coco_entry(entry: object) -> None:
+    if (
+        isinstance(entry, (list, tuple))
+        and len(entry) in (3, 4)
+        and all(isinstance(word, str) and word for word in entry)
+    ):
+        return
+    raise ValueError(
+        f"DATASETS.COCO_JSON has the entry {entry!r}: write [name, json file, folder of images], and a domain as the "
+        "fourth item if you like."
+    )
 
 
 def _check_registered(name: str, names: Sequence[str]) -> None:
@@ -221,6 +214,6 @@ def _require_same_classes(names: Sequence[str]) -> None:
         first = next(iter(classes))
         if of != classes[first]:
             raise ValueError(
-                f"Data set {name!r} has the classes {', '.join(of)}, but {first!r} has {', '.join(classes[first])}: in one "
-                "config all need the same classes in the same order (in a COCO json that of rising category ids)."
+                f"Data set {name!r} has the classes {', '.join(of)}, but {first!r} has {', '.join(classes[first])}: "
+                "in one config all need the same classes in the same order (in a COCO json by rising category id)."
             )

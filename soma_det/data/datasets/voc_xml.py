@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element, ParseError
 import defusedxml.ElementTree
 from PIL import Image
 
-# What Pillow raises for files that are no images, cut short, or altered.
+# What Pillow raises for files that are not images, cut short, or altered.
 UNREADABLE_IMAGE = (OSError, SyntaxError, Image.DecompressionBombError)
 
 EXIF_ORIENTATION = 274
@@ -23,7 +23,7 @@ Box = tuple[float, float, float, float]
 
 
 class BrokenAnnotationError(ValueError):
-    """An annotation file that is not well-formed, unsafe (entities), or no VOC annotation."""
+    """An annotation file that is not well-formed, unsafe (entities), or not a VOC annotation."""
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -49,8 +49,8 @@ def read_objects(path: str | Path, faults: Counter) -> list[tuple[str, Box]]:
     Boxes are as written: (xmin, ymin, xmax, ymax), 1-based, inclusive.
 
     Objects without a name or without four finite numbers are left out. Of doubled tags the first counts. Both are
-    counted in ``faults``. The flags "difficult" and "truncated" are not looked at: the weather benchmarks score on full
-    ground truth.
+    counted in ``faults``. The flags "difficult" and "truncated" are not used: the weather benchmarks score on all
+    objects.
 
     Raises:
         OSError: the file does not exist or cannot be opened.
@@ -71,11 +71,15 @@ def read_objects(path: str | Path, faults: Counter) -> list[tuple[str, Box]]:
 def to_detectron2_box(box: Box, width: int, height: int, faults: Counter) -> list[float] | None:
     """A box of :func:`read_objects` as 0-based (x0, y0, x1, y1) in pixels (BoxMode.XYXY_ABS), inside the image.
 
-    Corners that are turned round are swapped and what lies outside the image is cut off, both counted in ``faults``.
-    None, counted too, if nothing of the box lies inside the image.
+    Swapped corners are put in order and what lies outside the image is cut off. None if the box is empty (xmax =
+    xmin - 1, or ymax = ymin - 1), or if nothing of it lies inside the image. All of this is counted in ``faults``.
     """
     xmin, ymin, xmax, ymax = box
-    if xmax < xmin or ymax < ymin:
+    sides = (xmax - xmin + 1, ymax - ymin + 1)
+    if 0 in sides:
+        faults["empty boxes dropped"] += 1
+        return None
+    if min(sides) < 0:
         faults["boxes turned round"] += 1
         xmin, xmax = sorted((xmin, xmax))
         ymin, ymax = sorted((ymin, ymax))
@@ -92,9 +96,9 @@ def _parse(path: str | Path) -> Element:
     try:
         root = defusedxml.ElementTree.parse(str(path)).getroot()
     except (ParseError, ValueError, LookupError) as error:  # ValueError: forbidden entities; LookupError: encodings
-        raise BrokenAnnotationError(f"{path} is no valid XML: {error!r}") from error
+        raise BrokenAnnotationError(f"{path} is not valid XML: {error!r}") from error
     if root.tag != "annotation":
-        raise BrokenAnnotationError(f"{path} is no VOC annotation: its root is <{root.tag}>, not <annotation>")
+        raise BrokenAnnotationError(f"{path} is not a VOC annotation: its root is <{root.tag}>, not <annotation>")
     return root
 
 
@@ -103,9 +107,10 @@ def _read_box(element: Element) -> Box | None:
     if corners is None:
         return None
     try:
-        box = tuple(float(corners.findtext(tag, "")) for tag in ("xmin", "ymin", "xmax", "ymax"))
+        xmin, ymin, xmax, ymax = (float(corners.findtext(tag, "")) for tag in ("xmin", "ymin", "xmax", "ymax"))
     except ValueError:
         return None
+    box = (xmin, ymin, xmax, ymax)
     return box if all(map(math.isfinite, box)) else None
 
 
