@@ -36,14 +36,18 @@ def fixed_colors(**change):
 
 
 def pixel(rgb, **change):
-    return tuple(int(level) for level in fixed_colors(**change).apply_image(np.array([[rgb]], dtype=np.uint8))[0, 0])
+    return fixed_colors(**change).apply_image(np.array([[rgb]], dtype=np.uint8))[0, 0].tolist()
+
+
+def close(levels):
+    return pytest.approx(levels, abs=1e-3)
 
 
 @pytest.mark.parametrize("height, width", [(48, 64), (300, 200), (20, 500), (64, 80)])
 def test_every_training_image_has_the_size_of_the_crop(height, width):
     for _ in range(20):
         image, _ = augment(build_train_augmentation(**RECIPE), random_image(height, width), (1, 1, 9, 9))
-        assert image.shape == (64, 80, 3) and image.dtype == np.uint8
+        assert image.shape == (64, 80, 3) and image.dtype == np.float32
 
 
 def test_a_box_stays_on_its_object_under_resize_crop_and_flip():
@@ -72,12 +76,21 @@ def test_a_flip_mirrors_boxes_as_worked_out_by_hand():
 
 
 def test_the_smallest_scale_shrinks_the_image_to_a_tenth_of_the_crop_and_pads_with_gray():
-    recipe = dict(scale_range=(0.1, 0.1), crop_size=(320, 640), photometric=True, flip=False)
+    recipe = dict(scale_range=(0.1, 0.1), crop_size=(320, 640), photometric=False, flip=False)
     image, box = augment(build_train_augmentation(**recipe), random_image(320, 640), (0, 0, 640, 320))
     assert box.tolist() == [0, 0, 64, 32]
     padding = np.ones((320, 640), dtype=bool)
     padding[:32, :64] = False
     assert (image[padding] == 114).all()
+
+
+def test_colors_are_distorted_after_padding_so_the_padding_changes_too():
+    recipe = dict(scale_range=(0.5, 0.5), crop_size=(32, 64), photometric=True, flip=False)
+    augmentations = build_train_augmentation(**recipe)
+    padding = [augment(augmentations, random_image(32, 64), (0, 0, 64, 32))[0][20:, 40:] for _ in range(40)]
+    assert all(np.ptp(one, axis=(0, 1)).max() < 1e-3 for one in padding)
+    levels = [one[0, 0, 0] for one in padding]
+    assert any(level == pytest.approx(114, abs=1e-3) for level in levels) and np.std(levels) > 10
 
 
 def test_the_crop_moves_freely_along_both_sides():
@@ -120,25 +133,33 @@ def test_wrong_sizes_for_evaluation_are_an_error(sizes):
         build_test_augmentation(min_size=sizes[0], max_size=sizes[1])
 
 
-def test_neutral_color_changes_leave_every_pixel():
-    assert np.array_equal(fixed_colors().apply_image(random_image()), random_image())
+@pytest.mark.parametrize("hue", [0, 360])
+def test_neutral_color_changes_leave_every_pixel(hue):
+    np.testing.assert_allclose(fixed_colors(hue=hue).apply_image(random_image()), random_image(), atol=1e-3)
 
 
-def test_hsv_and_back_leaves_every_pixel():
-    assert np.array_equal(fixed_colors(hue=360).apply_image(random_image()), random_image())
+def test_brightness_adds_and_contrast_multiplies_without_clipping():
+    assert pixel((0, 100, 250), brightness=10) == close([10, 110, 260])
+    assert pixel((0, 100, 250), brightness=-10) == close([-10, 90, 240])
+    assert pixel((0, 100, 250), contrast=1.5) == close([0, 150, 375])
 
 
-def test_brightness_adds_and_contrast_multiplies_within_0_to_255():
-    assert pixel((0, 100, 250), brightness=10) == (10, 110, 255)
-    assert pixel((0, 100, 250), brightness=-10) == (0, 90, 240)
-    assert pixel((0, 100, 250), contrast=1.5) == (0, 150, 255)
+@pytest.mark.parametrize("contrast_first", [True, False])
+def test_contrast_before_the_colors_equals_contrast_after_them_as_nothing_is_clipped(contrast_first):
+    # Brightness 100: (200, 100, 100); turned by 120 degrees: (100, 200, 100); halved: (50, 100, 50).
+    change = dict(brightness=100, contrast=0.5, hue=120, contrast_first=contrast_first)
+    assert pixel((100, 0, 0), **change) == close([50, 100, 50])
 
 
-def test_contrast_comes_before_or_after_the_colors():
-    # A saturation of 0 leaves the largest channel: min(255, 1.5 x 200) = 255 both ways, 1.5 x 100 = 150.
-    assert pixel((200, 50, 0), contrast=1.5, saturation=0.0, contrast_first=True) == (255, 255, 255)
-    # Brightness 100: (200, 100, 100); turned by 120 degrees: (100, 200, 100); halved afterwards: (50, 100, 50).
-    assert pixel((100, 0, 0), brightness=100, contrast=0.5, hue=120, contrast_first=False) == (50, 100, 50)
+def test_saturation_is_limited_to_1_only_where_it_grows_as_in_mmdet():
+    # Brightness -20: (100, -20, 60), of saturation 120 / 100 = 1.2. The third channel loses a third of it.
+    assert pixel((120, 0, 80), brightness=-20) == close([100, -20, 60])
+    assert pixel((120, 0, 80), brightness=-20, saturation=1.5) == close([100, 0, 100 * (1 - 1 / 3)])
+    assert pixel((120, 0, 80), brightness=-20, saturation=0.5) == close([100, 40, 100 * (1 - 0.6 / 3)])
+
+
+def test_three_negative_channels_are_mirrored_at_the_largest_as_in_mmdet():
+    assert pixel((15, 0, 0), brightness=-20) == close([-5, 10, 10])
 
 
 @pytest.mark.parametrize("hue, saturation", [(18, 1.0), (-18, 1.0), (0, 0.5), (0, 1.5), (-7.5, 1.3)])
@@ -146,11 +167,11 @@ def test_hue_and_saturation_follow_their_definition(hue, saturation):
     for rgb in ((200, 30, 60), (10, 250, 90), (70, 70, 75), (0, 0, 255), (128, 128, 128)):
         h, s, v = colorsys.rgb_to_hsv(*(level / 255 for level in rgb))
         expected = colorsys.hsv_to_rgb((h + hue / 360) % 1, min(s * saturation, 1), v)
-        np.testing.assert_allclose(pixel(rgb, hue=hue, saturation=saturation), 255 * np.array(expected), atol=0.51)
+        assert pixel(rgb, hue=hue, saturation=saturation) == close([255 * level for level in expected])
 
 
 def test_channels_come_out_in_the_drawn_order():
-    assert pixel((1, 2, 3), channels=[2, 0, 1]) == (3, 1, 2)
+    assert pixel((1, 2, 3), channels=[2, 0, 1]) == close([3, 1, 2])
 
 
 def test_colors_move_no_box():

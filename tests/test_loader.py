@@ -181,7 +181,7 @@ def test_boxes_that_the_crop_cuts_away_are_gone_and_an_image_may_have_none_left(
 def test_a_training_sample_holds_what_a_detector_expects(records):
     (sample,) = next(iter(train_loader(records, batch=1)))
     assert set(sample) == {"image", "instances", "file_name", "image_id", "height", "width"}
-    assert sample["image"].shape == (3, 32, 40) and sample["image"].dtype == torch.uint8
+    assert sample["image"].shape == (3, 32, 40) and sample["image"].dtype == torch.float32
     assert (sample["height"], sample["width"]) == (48, 64)
     assert sample["instances"].image_size == (32, 40)
 

@@ -14,9 +14,9 @@ class UnreadableImageError(OSError):
 class WeatherMapper(DatasetMapper):
     """Detectron2's mapper with the recipe's augmentations; every unreadable image raises the same error.
 
-    Maps a record in Detectron2's standard format to a dict with image (3, H, W) as a uint8 tensor, file_name, image_id,
-    height and width (pixels, of the file), and in training instances with gt_boxes (N, 4) in pixels of ``image`` and
-    gt_classes (N,). Boxes that the crop cuts away are gone; N can be 0.
+    Maps a record in Detectron2's standard format to a dict with image (3, H, W), file_name, image_id, height and width
+    (pixels, of the file), and in training instances with gt_boxes (N, 4) in pixels of ``image`` and gt_classes (N,).
+    Gray levels are uint8, or float32 after photometric distortion. Boxes that the crop cuts away are gone; N can be 0.
     """
 
     @classmethod

@@ -1,12 +1,14 @@
 """Augmentations of the SoMA detection recipe, and the resizing for evaluation.
 
 The recipe (arXiv 2412.04077; github.com/ysj9909/SoMA, DGOD/configs/_base_/datasets/daytime_clear_1024x1024.py): resize
-so that the image fits into 0.1 to 2.0 times the crop, crop, flip, pad with gray 114, distort colors. Here the colors
-are distorted before padding, which costs less and leaves the padding gray.
+so that the image fits into 0.1 to 2.0 times the crop, crop, flip, pad with gray 114, distort colors. One thing differs:
+images are resized with Pillow's bilinear filter, as everywhere in Detectron2, which averages where it shrinks; OpenCV's
+takes four pixels and skips the rest.
 """
 
 from collections.abc import Sequence
 
+import numpy as np
 from detectron2.data import transforms as T
 
 from soma_det.data.transforms.photometric import PhotometricDistortion
@@ -17,7 +19,7 @@ PAD_VALUE = 114.0  # gray level
 def build_train_augmentation(
     *, scale_range: Sequence[float], crop_size: Sequence[int], photometric: bool, flip: bool
 ) -> list[T.Augmentation]:
-    """The training augmentations; images come out at exactly ``crop_size``, as uint8.
+    """The training augmentations; images come out at exactly ``crop_size``, as float32 if ``photometric``, else uint8.
 
     Args:
         scale_range: limits of the random resize. At 1 the image just fits into the crop, keeping its proportions.
@@ -33,15 +35,16 @@ def build_train_augmentation(
     if len(crop_size) != 2 or min(crop_size) < 1:
         raise ValueError(f"INPUT.AUGMENTATION.CROP_SIZE is {list(crop_size)}: give [height, width] in pixels.")
     height, width = crop_size
-    augmentations = [
+    augmentations: list[T.Augmentation] = [
         T.ResizeScale(scale_range[0], scale_range[1], target_height=height, target_width=width),
         T.RandomCrop("absolute", (height, width)),  # does nothing along a side that is already shorter
     ]
     if flip:
         augmentations.append(T.RandomFlip())
+    augmentations.append(PadRightBottom(height, width, PAD_VALUE))
     if photometric:
         augmentations.append(PhotometricDistortion())
-    return [*augmentations, T.FixedSizeCrop((height, width), pad_value=PAD_VALUE)]  # crops nothing more: pads
+    return augmentations
 
 
 def build_test_augmentation(*, min_size: int, max_size: int) -> list[T.Augmentation]:
@@ -57,3 +60,16 @@ def build_test_augmentation(*, min_size: int, max_size: int) -> list[T.Augmentat
             f"INPUT.MIN_SIZE_TEST is {min_size} and MAX_SIZE_TEST {max_size}: give 0 <= MIN <= MAX, pixels."
         )
     return [T.ResizeShortestEdge([min_size, min_size], max_size, "choice")]
+
+
+class PadRightBottom(T.Augmentation):
+    """Pads the right and the bottom of an image that is not larger than (height, width) to that size."""
+
+    def __init__(self, height: int, width: int, value: float):
+        super().__init__()
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """The padding that this image needs."""
+        height, width = image.shape[:2]
+        return T.PadTransform(0, 0, self.width - width, self.height - height, width, height, pad_value=self.value)

@@ -1,4 +1,8 @@
-"""Photometric distortion: random brightness, contrast, saturation, hue and channel order."""
+"""Photometric distortion: random brightness, contrast, saturation, hue and channel order.
+
+From SSD (Liu et al., ECCV 2016) in the form of mmdet's PhotoMetricDistortion, which the SoMA recipe uses. It works on
+floats and clips nothing: gray levels may leave 0 to 255.
+"""
 
 from collections.abc import Sequence
 
@@ -8,10 +12,9 @@ from detectron2.data import transforms as T
 
 
 class PhotometricDistortion(T.Augmentation):
-    """Random brightness, contrast, saturation, hue and channel order, each changed in half of the images.
+    """Changes brightness, contrast, saturation, hue and channel order, each in half of the images.
 
-    From SSD (Liu et al., ECCV 2016) in the form of mmdet's PhotoMetricDistortion: its ranges, and its order, in which
-    contrast comes at random before or after saturation and hue. Takes RGB images (H, W, 3), uint8.
+    Contrast comes at random before or after saturation and hue. Takes RGB images (H, W, 3), uint8; gives float32.
     """
 
     def __init__(
@@ -24,7 +27,7 @@ class PhotometricDistortion(T.Augmentation):
         super().__init__()
         self._init(locals())
 
-    def get_transform(self, image: np.ndarray) -> T.Transform:
+    def get_transform(self, image: np.ndarray) -> "PhotometricTransform":
         """Draws the change of this image."""
         return PhotometricTransform(
             brightness=_draw(-self.brightness_delta, self.brightness_delta, otherwise=0.0),
@@ -32,7 +35,7 @@ class PhotometricDistortion(T.Augmentation):
             saturation=_draw(*self.saturation_range, otherwise=1.0),
             hue=_draw(-self.hue_delta, self.hue_delta, otherwise=0.0),
             contrast_first=bool(np.random.randint(2)),
-            channels=np.random.permutation(3) if np.random.randint(2) else np.arange(3),
+            channels=np.random.permutation(3).tolist() if np.random.randint(2) else [0, 1, 2],
         )
 
 
@@ -42,7 +45,7 @@ class PhotometricTransform(T.Transform):
     Args:
         brightness: gray levels to add.
         contrast: factor of the gray levels.
-        saturation: factor of the saturation in HSV, which ends at 1.
+        saturation: factor of the saturation in HSV; above 1, saturation is limited to 1.
         hue: degrees to add to the hue.
         contrast_first: whether contrast comes before saturation and hue, or after.
         channels: the order in which the channels come out.
@@ -61,31 +64,38 @@ class PhotometricTransform(T.Transform):
         self._set_attributes(locals())
 
     def apply_image(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 RGB -> the same with the change."""
-        # What acts on each gray level by itself goes through one table; HSV needs floats to stay exact.
+        """(H, W, 3) uint8 RGB -> the same with the change, float32, not clipped."""
+        # What acts on each gray level by itself goes through one table.
         levels = np.arange(256, dtype=np.float32) + np.float32(self.brightness)
-        levels = np.clip(levels * self.contrast if self.contrast_first else levels, 0, 255)
-        last = 1.0 if self.contrast_first else self.contrast
-        if self.saturation == 1 and self.hue == 0:
-            image = cv2.LUT(image, cv2.convertScaleAbs(levels, alpha=last).reshape(256))
-        else:
-            image = _turn_colors(cv2.LUT(image, levels.astype(np.float32)), self.saturation, self.hue)
-            image = cv2.convertScaleAbs(image, alpha=last)  # rounds, and cuts off above 255; nothing is negative here
+        if self.contrast_first:
+            levels *= np.float32(self.contrast)
+        image = _change_colors(cv2.LUT(image, levels), self.saturation, self.hue)
+        if not self.contrast_first:
+            image *= np.float32(self.contrast)
         return image[:, :, self.channels]
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Coordinates as they are."""
         return coords
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        return segmentation  # the default would color the labels
+        """Labels as they are: the default would change them as colors."""
+        return segmentation
 
 
-def _turn_colors(image: np.ndarray, saturation: float, hue: float) -> np.ndarray:
-    """Scale the saturation and shift the hue (degrees) of an RGB image (H, W, 3), float32, 0 to 255."""
-    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)  # hue 0 to 360, saturation 0 to 1, value 0 to 255
-    hsv[..., 0] += hue % 360  # up to 720, which is understood; below 0 is not
-    hsv[..., 1] *= saturation
-    np.minimum(hsv[..., 1], 1, out=hsv[..., 1])
+def _change_colors(image: np.ndarray, saturation: float, hue: float) -> np.ndarray:
+    """Scale the saturation and shift the hue (degrees) of an RGB image (H, W, 3), float32, 0 to 255.
+
+    The image goes through HSV even where neither changes, as in mmdet: colors of three negative channels do not come
+    back as they were.
+    """
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)  # hue 0 to 360; saturation 0 to 1, more with a negative channel
+    if hue:
+        hsv[..., 0] += hue % 360  # up to 720, which cv2 takes as an angle; below 0 it does not
+    if saturation != 1:
+        hsv[..., 1] *= saturation
+    if saturation > 1:
+        np.minimum(hsv[..., 1], 1, out=hsv[..., 1])
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
 
