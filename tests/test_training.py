@@ -17,7 +17,7 @@ from training import tiny_cfg, vit_of, write_data
 from soma_det.adapters import find_adapter_layers, merge
 from soma_det.data.build import build_train_loader
 from soma_det.engine import Trainer, load_model
-from soma_det.engine.cpu import unfused_attention
+from soma_det.engine import cpu
 from soma_det.engine.hooks import LayerFreezing, WeightDecayAnnealing
 from soma_det.engine.output_dir import check_output_dir
 from soma_det.engine.predictor import build_predictor
@@ -206,7 +206,11 @@ def test_missing_weights_are_errors_that_name_the_remedy(data, tmp_path):
         load_model(tiny_cfg(data, tmp_path))
 
 
-def test_on_a_cpu_attention_is_fused_in_evaluation_and_not_in_training(data, tmp_path):
+@pytest.mark.parametrize("faster", [False, True])
+def test_on_a_cpu_attention_is_fused_in_evaluation_and_in_training_where_that_is_faster(
+    data, tmp_path, monkeypatch, faster
+):
+    monkeypatch.setattr(cpu, "fused_attention_is_faster", lambda: faster)
     seen = []
 
     class Watch(HookBase):
@@ -215,15 +219,16 @@ def test_on_a_cpu_attention_is_fused_in_evaluation_and_not_in_training(data, tmp
             attention.register_forward_hook(lambda module, *args: seen.append((module.training, module.fused_attn)))
 
     trainer, _ = train(tiny_cfg(data, tmp_path, SOLVER__MAX_ITER=2), extra_hooks=[Watch()])
-    assert set(seen) == {(True, False), (False, True)}
+    assert set(seen) == {(True, faster), (False, True)}
     assert vit_of(trainer.model)[1].model.blocks[2].attn.fused_attn
 
 
-def test_plain_and_fused_attention_have_the_same_gradients():
+def test_plain_and_fused_attention_have_the_same_gradients(monkeypatch):
     torch.manual_seed(0)
     vit = timm.create_model("test_vit", num_classes=0, img_size=64).double()
     x, gradients = torch.randn(1, 3, 64, 64, dtype=torch.float64), []
-    for context in (nullcontext(), unfused_attention(vit)):
+    monkeypatch.setattr(cpu, "fused_attention_is_faster", lambda: False)
+    for context in (nullcontext(), cpu.training_attention(vit)):
         vit.zero_grad()
         with context:
             vit(x).square().sum().backward()

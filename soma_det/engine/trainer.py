@@ -25,7 +25,7 @@ from soma_det.config import check_device
 from soma_det.data.build import build_test_loader, build_train_loader
 from soma_det.engine import hooks
 from soma_det.engine.amp import mixed_precision_trainer, training_dtype
-from soma_det.engine.cpu import unfused_attention
+from soma_det.engine.cpu import training_attention
 from soma_det.engine.inference import prepared_for_inference
 from soma_det.evaluation import build_evaluator, report
 from soma_det.modeling.backbone.timm_vit import TimmViT, count_parameters
@@ -50,9 +50,9 @@ class Trainer(DefaultTrainer):
             self._trainer = mixed_precision_trainer(self._trainer, dtype, cfg.MODEL.DEVICE)
 
     def run_step(self) -> None:
-        """As Detectron2's; on CPUs without fused attention, which is slower there in training."""
+        """As Detectron2's; on CPUs attention is computed in the way that trains faster there."""
         on_cpu = self.cfg.MODEL.DEVICE == "cpu"
-        with unfused_attention(self.model) if on_cpu else nullcontext():
+        with training_attention(self.model) if on_cpu else nullcontext():
             super().run_step()
 
     @classmethod
