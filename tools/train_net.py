@@ -3,7 +3,7 @@
 
 python tools/train_net.py --config-file configs/demo.yaml
 """
-# ruff: noqa: E402
+# ruff: noqa: E402, I001
 
 import os
 
@@ -86,7 +86,8 @@ def check_processes(cfg, num_gpus):
         raise ValueError(f"--num-gpus is {num_gpus}, and there are {gpus} GPUs.")
     if device.index is not None and (num_gpus > 1 or started_by_torchrun()):
         raise ValueError(
-            f"MODEL.DEVICE {device} is one GPU for several processes: set it to cuda, and choose GPUs by CUDA_VISIBLE_DEVICES."
+            f"MODEL.DEVICE {device} is one GPU for several processes: set it to cuda, and choose GPUs by "
+            "CUDA_VISIBLE_DEVICES."
         )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -13,7 +14,7 @@ def unfused_attention(model: nn.Module) -> Iterator[None]:
     On CPUs the backward pass of torch's fused attention is slower than that of plain products. Its forward pass alone
     is two to three times faster, so evaluation keeps it.
     """
-    fused = [module for module in model.modules() if getattr(module, "fused_attn", False)]
+    fused: list[Any] = [module for module in model.modules() if getattr(module, "fused_attn", False)]
     try:
         for module in fused:
             module.fused_attn = False
