@@ -60,14 +60,20 @@ def test_frozen_stages_are_frozen_with_their_new_layers():
     assert count_parameters(resnet.res3, trainable=True) == count_parameters(resnet.res3)
 
 
-def test_the_pyramid_has_strides_4_to_64_and_every_parameter_gets_a_gradient():
+def test_the_pyramid_has_strides_4_to_128_and_every_parameter_gets_a_gradient():
     backbone = build("build_ibn_resnet_fpn_backbone")
     features = backbone(torch.randn(2, 3, 64, 96))
     assert {name: feature.shape[1:] for name, feature in features.items()} == {
-        f"p{level}": (16, 64 // 2**level, -(-96 // 2**level)) for level in range(2, 7)
+        f"p{level}": (16, -(-64 // 2**level), -(-96 // 2**level)) for level in range(2, 8)
     }
     sum(feature.square().sum() for feature in features.values()).backward()
     assert all(parameter.grad is not None for parameter in backbone.parameters())
+
+
+def test_features_are_in_fp32_under_autocast():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = build("build_ibn_resnet_fpn_backbone")(torch.randn(2, 3, 64, 96))
+    assert {feature.dtype for feature in features.values()} == {torch.float32}
 
 
 def test_a_saved_ibn_net_is_the_same_after_loading(tmp_path):

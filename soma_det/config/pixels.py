@@ -1,9 +1,10 @@
 """MODEL.PIXEL_MEAN and PIXEL_STD follow from the pretrained weights: images are normalized as in the pretraining.
 
-The metadata of MODEL.VIT.WEIGHTS (.safetensors) states them; where it does not, timm's data config for MODEL.VIT.NAME does.
-They are in the order of channels of INPUT.FORMAT. A config file that leaves the two keys out gets these values; one that
-sets others gets an error that names both. With a checkpoint in MODEL.WEIGHTS the values of its config.yaml count, since it
-was trained with them. For other backbones, such as a ResNet, the config file sets the two keys, as usual in Detectron2.
+The metadata of MODEL.VIT.WEIGHTS (.safetensors) states them; where it does not, timm's data config for MODEL.VIT.NAME does;
+random weights get ImageNet's. They are in the order of channels of INPUT.FORMAT. A config file that leaves the two keys out
+gets these values; one that sets others gets an error that names both. With random weights, or a checkpoint in MODEL.WEIGHTS,
+there is nothing to contradict, and values that the config sets count. For other backbones, such as a ResNet, the config file
+sets the two keys, as usual in Detectron2.
 """
 
 import math
@@ -28,6 +29,7 @@ def fill_pixel_statistics(cfg: CN) -> None:
             would tell them.
     """
     if not has_vit(cfg):
+        _require_order_of_channels(cfg)
         return
     known = _pretrained_statistics(cfg.MODEL.VIT.NAME, cfg.MODEL.VIT.WEIGHTS, cfg.INPUT.FORMAT)
     if known is None:
@@ -36,7 +38,7 @@ def fill_pixel_statistics(cfg: CN) -> None:
     for key, value in zip(KEYS, known):
         if _is_default(cfg, key):
             cfg.MODEL[key] = value
-        elif not cfg.MODEL.WEIGHTS and not _equal(cfg.MODEL[key], value):
+        elif cfg.MODEL.VIT.WEIGHTS and not cfg.MODEL.WEIGHTS and not _equal(cfg.MODEL[key], value):
             raise ValueError(
                 f"MODEL.{key} is {list(cfg.MODEL[key])}, and {cfg.MODEL.VIT.NAME} with MODEL.VIT.WEIGHTS "
                 f"{cfg.MODEL.VIT.WEIGHTS!r} was pretrained with {value} ({cfg.INPUT.FORMAT}): leave the key out."
@@ -58,7 +60,7 @@ def check_pixel_statistics(cfg: CN) -> None:
 
 def _pretrained_statistics(name: str, weights: str, channels: str) -> tuple[list[float], list[float]] | None:
     """(mean, standard deviation) for each channel in gray levels 0..255; None where the file that may tell does not exist."""
-    statistics = _timm_statistics(name)
+    statistics = _timm_statistics(name if weights else "")
     if weights.endswith(".safetensors"):
         if not os.path.isfile(weights):
             return None
@@ -69,10 +71,18 @@ def _pretrained_statistics(name: str, weights: str, channels: str) -> tuple[list
 
 
 def _timm_statistics(name: str) -> tuple[list[float], list[float]]:
-    pretrained = timm.models.get_pretrained_cfg(name)
+    pretrained = timm.models.get_pretrained_cfg(name) if name else None
     data = resolve_data_config({"in_chans": 3}, pretrained_cfg=pretrained.to_dict() if pretrained else {})
     mean, std = ([round(255 * value, 6) for value in data[key]] for key in ("mean", "std"))
     return mean, std
+
+
+def _require_order_of_channels(cfg: CN) -> None:
+    if cfg.INPUT.FORMAT == "RGB" and _is_default(cfg, "PIXEL_MEAN"):
+        raise ValueError(
+            f"MODEL.PIXEL_MEAN is {list(cfg.MODEL.PIXEL_MEAN)}, Detectron2's default in the order BGR, and INPUT.FORMAT is RGB: "
+            "set MODEL.PIXEL_MEAN and PIXEL_STD, for ImageNet's to [123.675, 116.28, 103.53] and [58.395, 57.12, 57.375]."
+        )
 
 
 def _require_own_statistics(cfg: CN) -> None:

@@ -1,4 +1,4 @@
-"""Lets Detectron2 import without its compiled extension and with today's torch and Pillow.
+"""Lets Detectron2 import without its compiled extension.
 
 Detectron2 is usually compiled from its repository. Its Python sources alone are enough for what this project uses: box
 NMS and ROIAlign come from torchvision. :func:`apply` puts right what stands between those sources and an import, and
@@ -17,9 +17,10 @@ from collections.abc import Iterator
 import torch
 
 INSTALL_COMMAND = (
+    "site=$(python -c 'import sysconfig; print(sysconfig.get_path(\"purelib\"))') && "
     "python -m pip install --no-deps --only-binary=:all: --python-version 3.10 --implementation cp --abi none --platform any "
-    '--target "$(python -c \'import sysconfig; print(sysconfig.get_path("purelib"))\')" '
-    "--require-hashes -r requirements/detectron2.txt"
+    '--target "$site" --require-hashes -r requirements/detectron2.txt && '
+    'rm -f "$site"/detectron2/_C*.so'  # compiled for one Python and one torch
 )
 INSTALL_HINT = (
     "Detectron2 is not installed in this environment. Either install the official build for your torch and CUDA "
@@ -32,6 +33,13 @@ ROTATED_OPS = {
     "box_iou_rotated": "(Tensor boxes1, Tensor boxes2) -> Tensor",
 }
 
+DEPRECATIONS = (  # Detectron2's own use of torch, once for each run; nothing that a user could act on
+    r"`torch\.jit\.script` is deprecated",
+    r"torch\.meshgrid: in an upcoming release",
+    r"`torch\.cuda\.amp\.(autocast|GradScaler)",
+    r"torch\.cuda\.amp\.GradScaler is enabled, but CUDA is not",  # of a trainer that soma_det.engine.amp replaces
+)
+
 logger = logging.getLogger(__name__)
 
 
@@ -43,7 +51,6 @@ def apply() -> None:
     """
     _require_detectron2()
     _stub_compiled_extension()
-    _alias_pillow_filters()
     _silence_deprecations()
 
 
@@ -127,22 +134,6 @@ def _missing_op(name: str):
     return op
 
 
-def _alias_pillow_filters() -> None:
-    from PIL import Image
-
-    for old, new in (("LINEAR", "BILINEAR"), ("CUBIC", "BICUBIC"), ("ANTIALIAS", "LANCZOS")):
-        if not hasattr(Image, old):
-            setattr(Image, old, getattr(Image, new))
-
-
 def _silence_deprecations() -> None:
-    # Detectron2's own use of torch, once per run each; nothing that a user could act on.
-    messages = (
-        r"`torch\.jit\.script` is deprecated",
-        r"torch\.meshgrid: in an upcoming release",
-        r"Creating a tensor from a list of numpy\.ndarrays",
-        r"`torch\.cuda\.amp\.(autocast|GradScaler)",
-        r"torch\.cuda\.amp\.GradScaler is enabled, but CUDA is not",  # of a trainer that soma_det.engine.amp replaces
-    )
-    for message in messages:
+    for message in DEPRECATIONS:
         warnings.filterwarnings("ignore", message=message)

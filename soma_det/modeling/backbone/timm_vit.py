@@ -140,8 +140,8 @@ def _size_options(name: str) -> dict[str, bool]:
         return {"dynamic_img_size": True}
     if getattr(getattr(sketch, "patch_embed", None), "strict_img_size", True):
         raise ValueError(
-            f"MODEL.VIT.NAME {name!r}: timm's {type(sketch).__name__} takes images of one size only, and a detector's "
-            f"differ. {REMEDY}"
+            f"MODEL.VIT.NAME {name!r}: timm's {type(sketch).__name__} has no option to take images of different sizes, as a "
+            f"detector must. {REMEDY}"
         )
     return {}
 
