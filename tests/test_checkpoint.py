@@ -70,7 +70,7 @@ def test_an_adapted_checkpoint_in_another_model_is_an_error_that_tells_how_it_wa
 
 def test_a_missing_weight_of_the_pyramid_is_an_error(saved, data, tmp_path):
     checkpoint = torch.load(saved, weights_only=True)
-    name = next(name for name in checkpoint["model"] if name.startswith("backbone.") and "vit" not in name and "net" not in name)
+    name = next(name for name in checkpoint["model"] if name.startswith("backbone.simfp_2."))
     del checkpoint["model"][name], checkpoint["soma_det"]
     torch.save(checkpoint, tmp_path / "partial.pth")
     with pytest.raises(ValueError, match=f"1 weights are missing.*{name}.*Use the config it was trained with"):

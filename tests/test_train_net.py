@@ -62,7 +62,7 @@ def test_wrong_input_is_explained_and_leaves_no_output_folder(data, tmp_path, ch
 @pytest.mark.parametrize(
     "device, flags, message",
     [
-        ("cpu", ["--num-gpus", "2"], "--num-gpus 2 with MODEL.DEVICE cpu: this machine has a GPU.*CUDA_VISIBLE_DEVICES"),
+        ("cpu", ["--num-gpus", "2"], "with MODEL.DEVICE cpu: this machine has a GPU.*CUDA_VISIBLE_DEVICES"),
         ("cuda", ["--num-gpus", "3"], "--num-gpus is 3, and there are 2 GPUs"),
         ("cuda:1", ["--num-gpus", "2"], "one GPU for several processes"),
         ("cuda:2", [], "there are 2 GPUs"),

@@ -252,9 +252,8 @@ def test_the_hooks_work_in_detectron2s_own_trainer(data, tmp_path):
     class Standard(DefaultTrainer):
         build_train_loader = staticmethod(build_train_loader)
 
-    cfg = tiny_cfg(
-        data, tmp_path, SOLVER__CLIP_GRADIENTS__ENABLED=False, DATASETS__TEST=[], DATASETS__SOURCE_TEST="", SOLVER__MAX_ITER=3
-    )
+    untested = dict(DATASETS__TEST=[], DATASETS__SOURCE_TEST="")
+    cfg = tiny_cfg(data, tmp_path, SOLVER__CLIP_GRADIENTS__ENABLED=False, SOLVER__MAX_ITER=3, **untested)
     trainer = Standard(cfg)
     trainer.register_hooks([LayerFreezing([r"proposal_generator\.rpn_head"]), WeightDecayAnnealing(0.01)])
     start = copy.deepcopy(trainer.model.state_dict())

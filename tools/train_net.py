@@ -3,7 +3,7 @@
 
 python tools/train_net.py --config-file configs/demo.yaml
 """
-# ruff: noqa: E402
+# ruff: noqa: E402, I001
 
 import os
 
@@ -17,7 +17,7 @@ from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from soma_det.adapters import ADAPTERS
+from soma_det.adapters import describe_adapters
 from soma_det.config import check_device, setup_cfg
 from soma_det.data import check_data_exists, register_from_config
 from soma_det.engine import Trainer, load_model
@@ -63,8 +63,7 @@ normalization (IBN-Net); see projects/AdapterComparison/configs/ibn_resnet.yaml.
 
 def parse_args(argv=None):
     """Detectron2's arguments; a config file is required."""
-    adapters = "\n".join(f"    {name:<12}{ADAPTERS[name].summary}" for name in sorted(ADAPTERS))
-    parser = default_argument_parser(epilog=EXAMPLES.format(adapters=adapters))
+    parser = default_argument_parser(epilog=EXAMPLES.format(adapters=describe_adapters()))
     parser.description = DESCRIPTION
     args = parser.parse_args(argv)
     if not args.config_file:
@@ -87,7 +86,8 @@ def check_processes(cfg, num_gpus):
         raise ValueError(f"--num-gpus is {num_gpus}, and there are {gpus} GPUs.")
     if device.index is not None and (num_gpus > 1 or started_by_torchrun()):
         raise ValueError(
-            f"MODEL.DEVICE {device} is one GPU for several processes: set it to cuda, and choose GPUs by CUDA_VISIBLE_DEVICES."
+            f"MODEL.DEVICE {device} is one GPU for several processes: set it to cuda, and choose GPUs by "
+            "CUDA_VISIBLE_DEVICES."
         )
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 VIT, PYRAMID = "backbone.vit.", "backbone.pyramid."
-# In the simple pyramid: each level's number of layers before its lateral convolutions, which were a sequence of their own.
+# The simple pyramid's layers before each level's lateral convolutions, which were a sequence of their own.
 LAYERS_BEFORE = {"2": 4, "3": 1, "4": 0, "5": 1}
 
 

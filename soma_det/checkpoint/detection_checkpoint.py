@@ -79,11 +79,13 @@ class AtomicCheckpointer(DetectionCheckpointer):
             unequal = [*incompatible.missing_keys, *incompatible.unexpected_keys]
             problems += [name for name in unequal if name.startswith("backbone.")]
         if problems:
-            raise ValueError(self._explain(problems, names) + metadata.describe_checkpoint(checkpoint.get(metadata.KEY)))
+            training = metadata.describe_checkpoint(checkpoint.get(metadata.KEY))
+            raise ValueError(self._explain(problems, names) + training)
         return incompatible
 
     def _explain(self, problems: list[str], names: set[str]) -> str:
-        dense = [f"{name}.weight" for name in find_adapter_layers(self.model) if f"{name}.weight" in names & set(problems)]
+        weights = [f"{name}.weight" for name in find_adapter_layers(self.model)]
+        dense = [name for name in weights if name in names.intersection(problems)]
         if dense:
             return (
                 f"These are dense weights, and the model is adapted ({dense[0]}): loaded after the decomposition they "

@@ -27,5 +27,6 @@ def describe_checkpoint(metadata: dict | None) -> str:
     """A sentence for error messages; metadata are None in checkpoints of version 0.1 and of others."""
     if not metadata:
         return ""
-    adapter, classes = metadata["adapter"]["NAME"], ", ".join(metadata["classes"])
-    return f" It was trained by soma_det {metadata['version']} with MODEL.ADAPTER.NAME {adapter} for the classes {classes}."
+    version, adapter = metadata["version"], metadata["adapter"]["NAME"]
+    classes = ", ".join(metadata["classes"])
+    return f" It was trained by soma_det {version} with MODEL.ADAPTER.NAME {adapter} for the classes {classes}."

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,7 +27,7 @@ def training_attention(model: nn.Module) -> Iterator[None]:
 
     The forward pass alone is always faster fused, so evaluation keeps it.
     """
-    fused = [module for module in model.modules() if getattr(module, "fused_attn", False)]
+    fused: list[Any] = [module for module in model.modules() if getattr(module, "fused_attn", False)]
     try:
         for module in fused:
             module.fused_attn = fused_attention_is_faster()

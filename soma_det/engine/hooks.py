@@ -10,8 +10,9 @@ import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from fvcore.common.param_scheduler import CosineParamScheduler
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from soma_det.modeling.freezing import fingerprint, match_modules
 
@@ -71,7 +72,9 @@ class LayerFreezing(HookBase):
             raise ValueError(f"SOLVER.FREEZING.UNTIL is {until}: give the iteration of the thaw, or 0 for never.")
         self.patterns, self.until = list(modules), until
         # Detectron2 calls after_train even where a before_train has failed.
-        self.modules, self.fingerprints, self.handle = {}, {}, None
+        self.modules: dict[str, nn.Module] = {}
+        self.fingerprints: dict[str, str] = {}
+        self.handle: RemovableHandle | None = None
 
     def before_train(self):
         self.modules = match_modules(unwrap_ddp(self.trainer.model), self.patterns)
@@ -119,7 +122,8 @@ class GradientClipping(HookBase):
         if max_norm <= 0:
             raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_VALUE is {max_norm}: give a norm above 0.")
         self.max_norm, self.norm_type = max_norm, norm_type
-        self.norm = self.handle = None
+        self.norm: Tensor | None = None
+        self.handle: RemovableHandle | None = None
 
     def before_train(self):
         self.handle = self.trainer.optimizer.register_step_pre_hook(self._clip)

@@ -86,7 +86,7 @@ class _AutocastBackbone(Backbone):
 
 @contextmanager
 def _backbone_in(detector: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    backbone = detector.backbone
+    backbone = detector.get_submodule("backbone")
     detector.backbone = _AutocastBackbone(backbone, dtype).train(backbone.training)
     try:
         yield
@@ -97,7 +97,8 @@ def _backbone_in(detector: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 @contextmanager
 def _compiled_blocks(model: nn.Module) -> Iterator[None]:
     """Blocks are compiled one by one: they are alike, so that the code of one serves all."""
-    blocks = [block for vit in model.modules() if isinstance(vit, TimmViT) for block in vit.model.blocks]
+    vits = [module for module in model.modules() if isinstance(module, TimmViT)]
+    blocks = [block for vit in vits for block in vit.model.get_submodule("blocks").children()]
     if not blocks:
         raise ValueError("TEST.COMPILE compiles the blocks of a ViT, and this model has none: set it to False.")
     try:

@@ -32,7 +32,8 @@ def _require_same_model(cfg: CfgNode, saved: str) -> None:
     now = _flat(yaml.safe_load(cfg.dump())["MODEL"])
     # Left out: keys that only one of two versions has, the device, and weights, all of which the checkpoint brings.
     common = now.keys() & before.keys() - {"WEIGHTS", "VIT.WEIGHTS", "DEVICE"}
-    changed = [f"MODEL.{key} ({before[key]} before, {now[key]} now)" for key in sorted(common) if now[key] != before[key]]
+    different = sorted(key for key in common if now[key] != before[key])
+    changed = [f"MODEL.{key} ({before[key]} before, {now[key]} now)" for key in different]
     if changed:
         raise ValueError(
             f"--resume: {', '.join(changed)} differ from {saved}, with which the checkpoints were made. "
@@ -42,7 +43,7 @@ def _require_same_model(cfg: CfgNode, saved: str) -> None:
 
 def _flat(node: dict, prefix: str = "") -> dict:
     """{"ADAPTER.RANK": 16, ...}"""
-    flat = {}
+    flat: dict = {}
     for key, value in node.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.modeling import build_model
 from detectron2.utils import comm
@@ -47,7 +47,7 @@ class Trainer(DefaultTrainer):
             super().__init__(cfg)
         dtype = training_dtype(cfg)
         if dtype is not None:
-            self._trainer = mixed_precision_trainer(self._trainer, dtype, cfg.MODEL.DEVICE)
+            self._trainer: SimpleTrainer = mixed_precision_trainer(self._trainer, dtype, cfg.MODEL.DEVICE)
 
     def run_step(self) -> None:
         """As Detectron2's; on CPUs attention is computed in the way that trains faster there."""

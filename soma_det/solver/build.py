@@ -39,7 +39,7 @@ def build_adamw(
     groups = backbone + _groups("head", model, lr, weight_decay, norm_weight_decay, leave_out=in_vit)
     if not groups:
         raise ValueError("Nothing to train: every parameter of the model is frozen.")
-    return AdamW(groups, lr=lr, betas=tuple(betas), weight_decay=weight_decay)
+    return AdamW(groups, lr=lr, betas=(betas[0], betas[1]), weight_decay=weight_decay)
 
 
 def _groups(
