@@ -33,7 +33,9 @@ def check_device(cfg: CN) -> None:
     try:
         device = torch.device(cfg.MODEL.DEVICE)
     except RuntimeError as error:
-        raise ValueError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, which torch does not know: set it to cuda or cpu.") from error
+        raise ValueError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, which torch does not know: set it to cuda or cpu."
+        ) from error
     if device.type != "cuda":
         return
     if not torch.cuda.is_available():
@@ -68,7 +70,9 @@ def check_vit_size(img_size: Sequence[int], patch_size: int) -> None:
 def _check_vit(cfg: CN) -> None:
     vit = cfg.MODEL.VIT
     if cfg.MODEL.ADAPTER.NAME not in ADAPTERS:
-        raise ValueError(f"Unknown adapter {cfg.MODEL.ADAPTER.NAME!r}: set MODEL.ADAPTER.NAME to one of {sorted(ADAPTERS)}.")
+        raise ValueError(
+            f"Unknown adapter {cfg.MODEL.ADAPTER.NAME!r}: set MODEL.ADAPTER.NAME to one of {sorted(ADAPTERS)}."
+        )
     check_vit_name(vit.NAME)
     if vit.PATCH_SIZE not in PATCH_SIZES:
         raise ValueError(
