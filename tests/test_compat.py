@@ -61,7 +61,9 @@ REQUIRED = {
     "modeling.backbone.resnet:build_resnet_backbone": "cfg input_shape",
     "modeling.backbone.vit:SimpleFeaturePyramid": "net in_feature out_channels scale_factors top_block norm",
     "modeling:build_model": "cfg",
-    "solver.build:get_default_optimizer_params": "model base_lr weight_decay weight_decay_norm lr_factor_func overrides",
+    "solver.build:get_default_optimizer_params": (
+        "model base_lr weight_decay weight_decay_norm lr_factor_func overrides"
+    ),
     "solver:build_lr_scheduler": "cfg optimizer",
     "structures:BoxMode.convert": "box from_mode to_mode",
     "structures:Boxes": "tensor",
@@ -94,7 +96,7 @@ def test_box_nms_and_pooling_need_no_compiled_extension():
 @pytest.mark.skipif(not isinstance(detectron2._C, compat._MissingExtension), reason="this Detectron2 is compiled")
 def test_an_op_of_the_missing_extension_names_itself():
     with pytest.raises(RuntimeError, match="detectron2._C.ml_nms needs Detectron2's compiled extension"):
-        detectron2._C.ml_nms
+        _ = detectron2._C.ml_nms
     with pytest.raises(RuntimeError, match="nms_rotated needs Detectron2's compiled extension"):
         torch.ops.detectron2.nms_rotated(torch.zeros(1, 5), torch.zeros(1), 0.5)
 

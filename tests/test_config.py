@@ -107,14 +107,18 @@ def test_a_shorter_training_leaves_out_the_steps_it_does_not_reach():
         ("vit_small_patch14_dinov2.lvd142m", "timm", IMAGENET),
         ("vit_tiny_patch16_224", "timm", HALVES),
         ("vit_tiny_patch16_224", "", IMAGENET),
-        ("vit_base_patch16_clip_224.openai", "timm", ([122.770938, 116.746013, 104.093734], [68.500533, 66.632193, 70.323166])),
+        (
+            "vit_base_patch16_clip_224.openai",
+            "timm",
+            ([122.770938, 116.746013, 104.093736], [68.500533, 66.632158, 70.323163]),
+        ),
     ],
 )
 def test_images_are_normalized_as_in_the_pretraining(name, weights, expected):
     for channels, step in (("RGB", 1), ("BGR", -1)):
         cfg = setup_cfg(BASE, ["MODEL.VIT.NAME", name, "MODEL.VIT.WEIGHTS", weights, "INPUT.FORMAT", channels])
-        assert cfg.MODEL.PIXEL_MEAN == pytest.approx(expected[0][::step], abs=1e-5)
-        assert cfg.MODEL.PIXEL_STD == pytest.approx(expected[1][::step], abs=1e-5)
+        assert pytest.approx(expected[0][::step], abs=1e-5) == cfg.MODEL.PIXEL_MEAN
+        assert pytest.approx(expected[1][::step], abs=1e-5) == cfg.MODEL.PIXEL_STD
 
 
 def test_the_shipped_weights_say_how_images_were_normalized():
@@ -145,10 +149,10 @@ def test_statistics_that_contradict_the_weights_are_an_error_that_names_both():
     opts = ["MODEL.VIT.NAME", "vit_tiny_patch16_224", "MODEL.PIXEL_STD", "[58.395, 57.12, 57.375]"]
     with pytest.raises(ValueError, match=r"PIXEL_STD is \[58.395, .*pretrained with \[127.5, .*leave the key out"):
         setup_cfg(BASE, opts)
-    assert setup_cfg(BASE, ["MODEL.PIXEL_MEAN", "[123.675, 116.28, 103.53]"]).MODEL.PIXEL_MEAN == IMAGENET[0]
+    assert IMAGENET[0] == setup_cfg(BASE, ["MODEL.PIXEL_MEAN", "[123.675, 116.28, 103.53]"]).MODEL.PIXEL_MEAN
     # Nothing is contradicted where the ViT starts at random, or comes with a checkpoint.
     for free in (["MODEL.VIT.WEIGHTS", ""], ["MODEL.WEIGHTS", "model_final.pth"]):
-        assert setup_cfg(BASE, [*opts, *free]).MODEL.PIXEL_STD == IMAGENET[1]
+        assert IMAGENET[1] == setup_cfg(BASE, [*opts, *free]).MODEL.PIXEL_STD
 
 
 def test_a_checkpoint_without_the_file_that_tells_its_statistics_needs_its_own_config():

@@ -16,7 +16,16 @@ from soma_det.modeling.backbone.timm_vit import count_parameters, create_timm_vi
 from soma_det.modeling.freezing import fingerprint, freeze, match_modules
 from soma_det.utils.vit_weights import make_metadata
 
-TINY = ["MODEL.VIT.NAME", "test_vit", "MODEL.VIT.WEIGHTS", "", "MODEL.VIT.IMG_SIZE", [64, 96], "MODEL.VIT.FROZEN_BLOCKS", 2]
+TINY = [
+    "MODEL.VIT.NAME",
+    "test_vit",
+    "MODEL.VIT.WEIGHTS",
+    "",
+    "MODEL.VIT.IMG_SIZE",
+    [64, 96],
+    "MODEL.VIT.FROZEN_BLOCKS",
+    2,
+]
 TINY += ["MODEL.ADAPTER.RANK", 4, "MODEL.DEVICE", "cpu", "MODEL.PYRAMID.OUT_CHANNELS", 16]
 
 
@@ -218,7 +227,9 @@ def test_a_file_with_a_classifier_is_loaded_without_it(tmp_path):
 
 def test_each_missing_or_foreign_weight_is_an_error_that_names_it(tmp_path, weights):
     lacking = {name: w for name, w in weights.items() if name != "blocks.3.norm1.bias"}
-    with pytest.raises(RuntimeError, match=r"vit.pth does not hold .*test_vit: 1 weights are missing.*blocks.3.norm1.bias"):
+    with pytest.raises(
+        RuntimeError, match=r"vit.pth does not hold .*test_vit: 1 weights are missing.*blocks.3.norm1.bias"
+    ):
         load(lacking, tmp_path / "vit.pth")
     with pytest.raises(RuntimeError, match=r"1 of its weights have no place.*blocks.6.norm1.bias"):
         load({**weights, "blocks.6.norm1.bias": torch.zeros(64)}, tmp_path / "vit.pth")
@@ -253,9 +264,17 @@ def test_position_embeddings_of_an_oblong_image_keep_their_rows(tmp_path):
     "opts, error, message",
     [
         (["MODEL.VIT.NAME", "vit_titanic"], ValueError, "timm .* has no model 'vit_titanic'"),
-        (["MODEL.VIT.NAME", "test_vit.nowhere"], ValueError, "no pretrained weights 'test_vit.nowhere'. It has .*r160_in1k"),
+        (
+            ["MODEL.VIT.NAME", "test_vit.nowhere"],
+            ValueError,
+            "no pretrained weights 'test_vit.nowhere'. It has .*r160_in1k",
+        ),
         (["MODEL.VIT.WEIGHTS", "missing.pth"], FileNotFoundError, "'missing.pth', which does not exist"),
-        (["MODEL.VIT.WEIGHTS", "missing.safetensors"], FileNotFoundError, "'missing.safetensors', which does not exist"),
+        (
+            ["MODEL.VIT.WEIGHTS", "missing.safetensors"],
+            FileNotFoundError,
+            "'missing.safetensors', which does not exist",
+        ),
         (["MODEL.VIT.IMG_SIZE", [60, 96]], ValueError, r"IMG_SIZE is \[60, 96\]: .* multiples of PATCH_SIZE 16"),
         (["MODEL.VIT.IMG_SIZE", [64]], ValueError, r"IMG_SIZE is \[64\]: give \[height, width\]"),
         (["MODEL.VIT.FROZEN_BLOCKS", 99], ValueError, r"FROZEN_BLOCKS is 99, outside 0\.\.6"),

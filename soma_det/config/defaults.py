@@ -64,8 +64,8 @@ def _add_data(cfg: CN) -> None:
     cfg.DATASETS.COCO_JSON = []
     cfg.DATASETS.SOURCE_TEST = ""  # the member of DATASETS.TEST that is the source domain; all others are unseen
 
-    # Test images are padded with gray 114, right and bottom, to at least INPUT.AUGMENTATION.CROP_SIZE: the ViT then sees
-    # the grid of patches that it was trained on, as in the authors' code. False: only to multiples of the largest stride.
+    # Pad test images with gray 114, at the right and the bottom, to at least INPUT.AUGMENTATION.CROP_SIZE: the ViT then
+    # sees the grid of patches that it was trained on, as in the authors' code. False: only to multiples of 32 pixels.
     cfg.INPUT.PAD_TO_CROP = False
     augmentation = cfg.INPUT.AUGMENTATION = CN()
     augmentation.SCALE_RANGE = [0.1, 2.0]  # random resize, relative to CROP_SIZE

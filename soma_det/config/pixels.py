@@ -1,10 +1,10 @@
 """MODEL.PIXEL_MEAN and PIXEL_STD follow from the pretrained weights: images are normalized as in the pretraining.
 
-The metadata of MODEL.VIT.WEIGHTS (.safetensors) states them; where it does not, timm's data config for MODEL.VIT.NAME does;
-random weights get ImageNet's. They are in the order of channels of INPUT.FORMAT. A config file that leaves the two keys out
-gets these values; one that sets others gets an error that names both. With random weights, or a checkpoint in MODEL.WEIGHTS,
-there is nothing to contradict, and values that the config sets count. For other backbones, such as a ResNet, the config file
-sets the two keys, as usual in Detectron2.
+The metadata of MODEL.VIT.WEIGHTS (.safetensors) states them; where it does not, timm's data config for MODEL.VIT.NAME
+does; random weights get ImageNet's. They are in the order of channels of INPUT.FORMAT. A config file that leaves out
+the two keys gets these values; one that sets others gets an error that names both. With random weights, or a checkpoint
+in MODEL.WEIGHTS, there is nothing to contradict, and values that the config sets count. For other backbones, such as a
+ResNet, the config file sets the two keys, as usual in Detectron2.
 """
 
 import math
@@ -22,7 +22,7 @@ KEYS = ("PIXEL_MEAN", "PIXEL_STD")
 
 
 def fill_pixel_statistics(cfg: CN) -> None:
-    """Set MODEL.PIXEL_MEAN and PIXEL_STD where the config leaves them at Detectron2's defaults and the backbone is a ViT.
+    """Set MODEL.PIXEL_MEAN and PIXEL_STD where the config leaves them at Detectron2's defaults.
 
     Raises:
         ValueError: the config sets other values than the pretrained weights need; or only a file that does not exist
@@ -59,7 +59,7 @@ def check_pixel_statistics(cfg: CN) -> None:
 
 
 def _pretrained_statistics(name: str, weights: str, channels: str) -> tuple[list[float], list[float]] | None:
-    """(mean, standard deviation) for each channel in gray levels 0..255; None where the file that may tell does not exist."""
+    """(mean, standard deviation) of each channel, gray levels 0..255; None where the file that may tell is missing."""
     statistics = _timm_statistics(name if weights else "")
     if weights.endswith(".safetensors"):
         if not os.path.isfile(weights):
@@ -80,16 +80,17 @@ def _timm_statistics(name: str) -> tuple[list[float], list[float]]:
 def _require_order_of_channels(cfg: CN) -> None:
     if cfg.INPUT.FORMAT == "RGB" and _is_default(cfg, "PIXEL_MEAN"):
         raise ValueError(
-            f"MODEL.PIXEL_MEAN is {list(cfg.MODEL.PIXEL_MEAN)}, Detectron2's default in the order BGR, and INPUT.FORMAT is RGB: "
-            "set MODEL.PIXEL_MEAN and PIXEL_STD, for ImageNet's to [123.675, 116.28, 103.53] and [58.395, 57.12, 57.375]."
+            f"MODEL.PIXEL_MEAN is {list(cfg.MODEL.PIXEL_MEAN)}, Detectron2's default in the order BGR, and "
+            "INPUT.FORMAT is RGB: set MODEL.PIXEL_MEAN and PIXEL_STD, for ImageNet's to [123.675, 116.28, 103.53] and "
+            "[58.395, 57.12, 57.375]."
         )
 
 
 def _require_own_statistics(cfg: CN) -> None:
     if cfg.MODEL.WEIGHTS and any(_is_default(cfg, key) for key in KEYS):
         raise ValueError(
-            f"MODEL.VIT.WEIGHTS names {cfg.MODEL.VIT.WEIGHTS!r}, which does not exist, and would tell MODEL.PIXEL_MEAN and "
-            f"PIXEL_STD: give the config.yaml from the folder of {cfg.MODEL.WEIGHTS}, which holds both."
+            f"MODEL.VIT.WEIGHTS names {cfg.MODEL.VIT.WEIGHTS!r}, which does not exist, and would tell MODEL.PIXEL_MEAN "
+            f"and PIXEL_STD: give the config.yaml from the folder of {cfg.MODEL.WEIGHTS}, which holds both."
         )
 
 

@@ -57,7 +57,7 @@ def _explain(error: Exception, cfg: CN) -> str:
 
 
 def _keys(cfg: CN, prefix: str = "") -> list[str]:
-    keys = []
+    keys: list[str] = []
     for key, value in cfg.items():
         keys += _keys(value, f"{prefix}{key}.") if isinstance(value, CN) else [prefix + key]
     return keys

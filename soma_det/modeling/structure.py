@@ -9,10 +9,11 @@ from soma_det.modeling.freezing import freeze, match_modules
 
 
 def build_structure(cfg: CfgNode) -> nn.Module:
-    """The config's model on torch's device "meta", in seconds for a ViT of any size: to count parameters and list names.
+    """The config's model on torch's device "meta", within seconds for a ViT of any size: to count and name parameters.
 
-    No pretrained weights are read and nothing is decomposed. SOLVER.FREEZING.MODULES are frozen where that is for good,
-    as in training. (A model for a checkpoint is built as usual: with MODEL.WEIGHTS, MODEL.VIT.WEIGHTS are not read.)
+    No pretrained weights are read, and no random numbers are drawn. SOLVER.FREEZING.MODULES are frozen where that is
+    for good, as in training. A model to load a checkpoint into is built as usual, with MODEL.WEIGHTS set:
+    MODEL.VIT.WEIGHTS are not read then.
     """
     cfg = cfg.clone()
     cfg.defrost()

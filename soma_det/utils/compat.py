@@ -12,20 +12,21 @@ import logging
 import sys
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import torch
 
 INSTALL_COMMAND = (
     "site=$(python -c 'import sysconfig; print(sysconfig.get_path(\"purelib\"))') && "
-    "python -m pip install --no-deps --only-binary=:all: --python-version 3.10 --implementation cp --abi none --platform any "
-    '--target "$site" --require-hashes -r requirements/detectron2.txt && '
+    "python -m pip install --no-deps --only-binary=:all: --python-version 3.10 --implementation cp --abi none "
+    '--platform any --target "$site" --require-hashes -r requirements/detectron2.txt && '
     'rm -f "$site"/detectron2/_C*.so'  # compiled for one Python and one torch
 )
 INSTALL_HINT = (
     "Detectron2 is not installed in this environment. Either install the official build for your torch and CUDA "
-    "(https://detectron2.readthedocs.io/tutorials/install.html), or, without a compiler, run in the root of the soma_det "
-    f"repository:\n    {INSTALL_COMMAND}\nsoma_det.adapters works without Detectron2."
+    "(https://detectron2.readthedocs.io/tutorials/install.html), or, without a compiler, run in the root of the "
+    f"soma_det repository:\n    {INSTALL_COMMAND}\nsoma_det.adapters works without Detectron2."
 )
 
 ROTATED_OPS = {
@@ -58,8 +59,8 @@ def apply() -> None:
 def ddp_on(device: str) -> Iterator[None]:
     """Inside the block, DefaultTrainer can wrap a model on the CPU in DistributedDataParallel.
 
-    Detectron2 always passes ``device_ids`` (detectron2/engine/defaults.py, ``create_ddp_model``), which torch refuses for
-    modules on the CPU. On CUDA nothing is changed.
+    Detectron2 always passes ``device_ids`` (detectron2/engine/defaults.py, ``create_ddp_model``), which torch refuses
+    for modules on the CPU. On CUDA nothing is changed.
     """
     from detectron2.engine import defaults
 
@@ -83,7 +84,7 @@ def _stub_compiled_extension() -> None:
     if "detectron2._C" in sys.modules:
         return
     try:
-        import detectron2._C  # noqa: F401
+        import detectron2._C
     except ImportError as error:
         # Missing it is expected; that it is there and does not load, the user should know.
         level = logging.DEBUG if isinstance(error, ModuleNotFoundError) else logging.WARNING
@@ -109,7 +110,7 @@ class _MissingExtension(types.ModuleType):
         """Of the extension, not of torch."""
         return False
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):  # what the import system and inspect look up
             raise AttributeError(name)
         raise RuntimeError(
@@ -127,8 +128,8 @@ def _define_rotated_ops() -> None:
             torch.library.impl(qualified, "CompositeExplicitAutograd", _missing_op(qualified))
 
 
-def _missing_op(name: str):
-    def op(*args):
+def _missing_op(name: str) -> Callable[..., NoReturn]:
+    def op(*args: object) -> NoReturn:
         raise RuntimeError(f"{name} needs Detectron2's compiled extension, which is not installed here.")
 
     return op

@@ -33,9 +33,7 @@ def build_soma_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SimplePyram
     """
     check_pixel_statistics(cfg)
     vit_cfg = cfg.MODEL.VIT
-    vit = create_timm_vit(
-        vit_cfg.NAME, _weights_to_load(cfg), vit_cfg.PATCH_SIZE, vit_cfg.IMG_SIZE, vit_cfg.DROP_PATH
-    )
+    vit = create_timm_vit(vit_cfg.NAME, _weights_to_load(cfg), vit_cfg.PATCH_SIZE, vit_cfg.IMG_SIZE, vit_cfg.DROP_PATH)
     vit.set_grad_checkpointing(vit_cfg.ACTIVATION_CHECKPOINTING)
     adapt_from_config(vit, cfg)
     logger.info("ViT: %d of %d parameters train", count_parameters(vit, trainable=True), count_parameters(vit))

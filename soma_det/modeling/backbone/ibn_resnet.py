@@ -27,13 +27,13 @@ class InstanceBatchNorm(nn.Module):
 
     def __init__(self, channels: int, norm: str):
         super().__init__()
-        self.half = channels // 2
-        self.instance = nn.InstanceNorm2d(self.half, affine=True)
-        self.batch = get_norm(norm, channels - self.half)
+        self.split_at = channels // 2
+        self.instance = nn.InstanceNorm2d(self.split_at, affine=True)
+        self.batch = get_norm(norm, channels - self.split_at)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)"""
-        return torch.cat([self.instance(x[:, : self.half]), self.batch(x[:, self.half :])], dim=1)
+        return torch.cat([self.instance(x[:, : self.split_at]), self.batch(x[:, self.split_at :])], dim=1)
 
 
 class FullPrecisionFPN(FPN):

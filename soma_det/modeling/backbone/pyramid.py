@@ -52,7 +52,7 @@ class SimplePyramid(SimpleFeaturePyramid):
         Args:
             net: with one map, of stride 16 or 8; from stride 8, p5 too is subsampled.
         """
-        (in_feature, shape), = net.output_shape().items()
+        ((in_feature, shape),) = net.output_shape().items()
         strides = [stride for stride in STRIDES if stride <= 2 * shape.stride]
         top = int(math.log2(strides[-1]))
         super().__init__(
@@ -61,11 +61,11 @@ class SimplePyramid(SimpleFeaturePyramid):
             out_channels,
             scale_factors=[shape.stride / stride for stride in strides],
             top_block=Subsample(f"p{top}", LAST_LEVEL - top),
-            norm=LayerNorm2d,  # Detectron2's own "LN" is not a subclass of torch's LayerNorm: its weights would be decayed
+            norm=LayerNorm2d,  # a torch LayerNorm, whose weights are not decayed; Detectron2's own "LN" is not
         )
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(N, 3, H, W), H and W multiples of size_divisibility -> {"p2": (N, C, H/4, W/4), ..., "p7": (N, C, H/128, W/128)}"""
+        """(N, 3, H, W), multiples of size_divisibility -> {"p2": (N, C, H/4, W/4), ..., "p7": (N, C, H/128, W/128)}"""
         return in_full_precision(super().forward(x))
 
     @property
@@ -98,10 +98,10 @@ class MultiBlockPyramid(Backbone):
         self._out_feature_channels = dict.fromkeys(self._out_features, out_channels)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(N, 3, H, W), H and W multiples of size_divisibility -> {"p2": (N, C, H/4, W/4), ..., "p7": (N, C, H/128, W/128)}"""
+        """(N, 3, H, W), multiples of size_divisibility -> {"p2": (N, C, H/4, W/4), ..., "p7": (N, C, H/128, W/128)}"""
         levels = []
         for (level, scale), feature in zip(self._scales.items(), self.net(x).values(), strict=True):
-            # Channels are reduced before resizing: a 1 x 1 convolution commutes with it and is cheaper on the small map.
+            # Channels are reduced before resizing: a 1 x 1 convolution commutes with it, and is cheaper on a small map.
             feature = getattr(self, level)[:2](feature)
             if scale != 1:
                 feature = F.interpolate(feature, scale_factor=scale, mode="bilinear", align_corners=False)

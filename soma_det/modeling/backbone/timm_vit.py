@@ -3,6 +3,7 @@
 import inspect
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import timm
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from soma_det.config.checks import check_vit_name, check_vit_size
 from soma_det.modeling.backbone.pretrained import check_weights, load_weights, own_img_size
 
+TimmModel = (
+    Any  # an nn.Module with .blocks, .embed_dim, .patch_embed and forward_intermediates: timm has no type for it
+)
 REMEDY = "Choose another MODEL.VIT.NAME, for example a DINOv2 or DINOv3 from timm.list_models('vit_*')."
 
 logger = logging.getLogger(__name__)
@@ -25,7 +29,7 @@ class TimmViT(Backbone):
         out_blocks: indices of the blocks whose outputs are handed on, in increasing order.
     """
 
-    def __init__(self, model: nn.Module, out_blocks: Sequence[int]):
+    def __init__(self, model: TimmModel, out_blocks: Sequence[int]):
         """
         Args:
             out_blocks: negative ones count from the last block.
@@ -42,8 +46,7 @@ class TimmViT(Backbone):
         self.out_blocks = [block % depth for block in out_blocks]
         if self.out_blocks != sorted(set(self.out_blocks)):
             raise ValueError(
-                f"MODEL.VIT.OUT_BLOCKS {list(out_blocks)} must be in increasing order: feature maps come in the order of the "
-                "blocks."
+                f"MODEL.VIT.OUT_BLOCKS {list(out_blocks)} must be in increasing order, in which their maps come."
             )
         self._out_features = [f"block{block}" for block in self.out_blocks]
         self._out_feature_channels = dict.fromkeys(self._out_features, model.embed_dim)
@@ -67,7 +70,7 @@ def create_timm_vit(
     patch_size: int,
     img_size: Sequence[int],
     drop_path: float = 0.0,
-) -> nn.Module:
+) -> TimmModel:
     """A timm ViT without classifier, its pretrained patch and position embeddings resampled.
 
     Args:
@@ -86,7 +89,12 @@ def create_timm_vit(
     check_vit_name(name)
     check_vit_size(img_size, patch_size)
     own_size = own_img_size(name, weights) or list(img_size)
-    options = {"patch_size": patch_size, "img_size": tuple(own_size), "drop_path_rate": drop_path, **_size_options(name)}
+    options = {
+        "patch_size": patch_size,
+        "img_size": tuple(own_size),
+        "drop_path_rate": drop_path,
+        **_size_options(name),
+    }
     model = _build(name, weights, options)
     if weights not in ("", "timm"):
         load_weights(model, name, weights)
@@ -123,19 +131,22 @@ def _size_options(name: str) -> dict[str, bool]:
         return {"dynamic_img_size": True}
     if getattr(getattr(sketch, "patch_embed", None), "strict_img_size", True):
         raise ValueError(
-            f"MODEL.VIT.NAME {name!r}: timm's {type(sketch).__name__} has no option to take images of different sizes, as a "
-            f"detector must. {REMEDY}"
+            f"MODEL.VIT.NAME {name!r}: timm's {type(sketch).__name__} has no option to take images of different sizes, "
+            f"as a detector must. {REMEDY}"
         )
     return {}
 
 
-def _build(name: str, weights: str, options: dict) -> nn.Module:
+def _build(name: str, weights: str, options: dict[str, Any]) -> TimmModel:
     try:
         return timm.create_model(name, pretrained=weights == "timm", num_classes=0, **options)
     except Exception as error:  # timm's constructors, huggingface_hub and torch each raise their own kinds
         if weights == "timm":
             raise RuntimeError(
-                f"The pretrained weights of {name} could not be loaded from timm's hub ({type(error).__name__}: {error}). "
-                "Without access to it, download them elsewhere and set MODEL.VIT.WEIGHTS to the .safetensors or .pth file."
+                f"The pretrained weights of {name} could not be loaded from timm's hub "
+                f"({type(error).__name__}: {error}). Without access to it, download them elsewhere and set "
+                "MODEL.VIT.WEIGHTS to the .safetensors or .pth file."
             ) from error
-        raise ValueError(f"MODEL.VIT.NAME {name!r}: timm cannot build it with {options} ({error!r}). {REMEDY}") from error
+        raise ValueError(
+            f"MODEL.VIT.NAME {name!r}: timm cannot build it with {options} ({error!r}). {REMEDY}"
+        ) from error

@@ -1,24 +1,37 @@
 """Detectron2's meta architectures with the losses that some adapters add, and with the authors' way of padding."""
 
+from typing import TYPE_CHECKING, Any
+
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, RetinaNet
 from detectron2.structures import ImageList
-from torch import Tensor
+from torch import Tensor, nn
 
 from soma_det.adapters import pop_auxiliary_losses
 
 GRAY = 114  # gray level of the pixels around an image, as in training (INPUT.AUGMENTATION)
 
+if TYPE_CHECKING:
+    from detectron2.modeling import GeneralizedRCNN as MetaArch  # what the mixins stand before
+else:
+    MetaArch = nn.Module
 
-class AuxiliaryLosses:
-    """Mixin before a meta architecture: in training, the backbone's own losses join the detector's, and its log.
 
-    In testing, INPUT.PAD_TO_CROP pads images to the size of the training's crops.
-    """
+class AuxiliaryLosses(MetaArch):
+    """Mixin before a meta architecture: in training, the backbone's own losses join the detector's, and its log."""
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
+        """As the meta architecture's."""
+        outputs = super().forward(batched_inputs)
+        return {**outputs, **pop_auxiliary_losses(self.backbone)} if self.training else outputs
+
+
+class PadToCrop(MetaArch):
+    """Mixin before a meta architecture: INPUT.PAD_TO_CROP pads test images to the size of training crops."""
 
     @configurable
-    def __init__(self, *, pad_to: tuple[int, int] = (0, 0), **kwargs):
+    def __init__(self, *, pad_to: tuple[int, int] = (0, 0), **kwargs: Any):
         """
         Args:
             pad_to: (H, W) in pixels; smaller test images are padded with gray to it, at the right and the bottom.
@@ -28,18 +41,13 @@ class AuxiliaryLosses:
         self.pad_to = pad_to
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict:
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """The arguments of ``__init__`` that a config stands for."""
         pad_to = tuple(cfg.INPUT.AUGMENTATION.CROP_SIZE) if cfg.INPUT.PAD_TO_CROP else (0, 0)
         return {**super().from_config(cfg), "pad_to": pad_to}
 
-    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
-        """As the meta architecture's."""
-        outputs = super().forward(batched_inputs)
-        return {**outputs, **pop_auxiliary_losses(self.backbone)} if self.training else outputs
-
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
-        """As the meta architecture's: normalize, pad and batch. The sizes are those before the padding."""
+        """Normalize, pad and batch, as the meta architecture does; ``image_sizes`` are those before the padding."""
         if self.training or self.pad_to == (0, 0):
             return super().preprocess_image(batched_inputs)
         images = [entry["image"] for entry in batched_inputs]
@@ -48,13 +56,13 @@ class AuxiliaryLosses:
 
 
 @META_ARCH_REGISTRY.register()
-class AdaptedRCNN(AuxiliaryLosses, GeneralizedRCNN):
-    """GeneralizedRCNN with the backbone's auxiliary losses and INPUT.PAD_TO_CROP; without them it is GeneralizedRCNN."""
+class AdaptedRCNN(AuxiliaryLosses, PadToCrop, GeneralizedRCNN):
+    """GeneralizedRCNN with the backbone's auxiliary losses and INPUT.PAD_TO_CROP."""
 
 
 @META_ARCH_REGISTRY.register()
-class AdaptedRetinaNet(AuxiliaryLosses, RetinaNet):
-    """RetinaNet with the backbone's auxiliary losses and INPUT.PAD_TO_CROP; without them it is RetinaNet."""
+class AdaptedRetinaNet(AuxiliaryLosses, PadToCrop, RetinaNet):
+    """RetinaNet with the backbone's auxiliary losses and INPUT.PAD_TO_CROP."""
 
 
 def _pad(image: Tensor, size: tuple[int, int]) -> Tensor:
