@@ -14,13 +14,10 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from soma_det.adapters.base import AdapterConfig, AdapterLayer, register, require
-from soma_det.adapters.selection import replace_module, require_plain_vit, select_blocks
+from soma_det.adapters.base import AdapterConfig, AdapterLayer, Blocks, register, require
+from soma_det.adapters.selection import describe_plain_vit, replace_module, select_blocks
 
 SCALE = 0.1
-
-
-WHY_NOT_MERGEABLE = "its bottleneck has a ReLU of its own, so it is no part of the MLP's weights."
 
 
 @register
@@ -34,15 +31,15 @@ class AdaptFormerConfig(AdapterConfig):
 
     name = "adaptformer"
     summary = "a small bottleneck beside every MLP (AdaptFormer)"
-    why_not_mergeable = WHY_NOT_MERGEABLE
+    why_not_mergeable = "its bottleneck has a ReLU of its own, so it is no part of the MLP's weights."
 
     width: int = 64
 
     def __post_init__(self):
         require(self.width >= 1, f"MODEL.ADAPTER.ADAPTFORMER.WIDTH is {self.width}: give at least 1.")
 
-    def inject(self, model: nn.Module, blocks: Sequence[int], targets: Sequence[str], initialize: bool) -> list[str]:
-        require_plain_vit(model, "AdaptFormer")
+    def inject(self, model: nn.Module, blocks: Blocks, targets: Sequence[str], initialize: bool) -> list[str]:
+        width = describe_plain_vit(model, "AdaptFormer").width
         blocks_with_mlp = select_blocks(model, blocks)
         for name in blocks_with_mlp:
             require(
@@ -51,7 +48,7 @@ class AdaptFormerConfig(AdapterConfig):
             )
         layers = [f"{name}.mlp" for name in blocks_with_mlp]
         for name in layers:
-            replace_module(model, name, ParallelBottleneck(model.get_submodule(name), model.embed_dim, self))
+            replace_module(model, name, ParallelBottleneck(model.get_submodule(name), width, self))
         parts = ("down.weight", "down.bias", "up.weight", "up.bias")
         return [f"{layer}.{part}" for layer in layers for part in parts]
 
@@ -59,21 +56,14 @@ class AdaptFormerConfig(AdapterConfig):
 class ParallelBottleneck(AdapterLayer):
     """An MLP with a bottleneck beside it; at the start the bottleneck adds nothing."""
 
-    why_not_mergeable = WHY_NOT_MERGEABLE
-
     def __init__(self, mlp: nn.Module, dim: int, config: AdaptFormerConfig):
         super().__init__()
-        self._config, self.mlp = config, mlp
+        self.config, self.mlp = config, mlp
         width = config.width
         self.down, self.up = nn.Linear(dim, width), nn.Linear(width, dim)
         nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
         for parameter in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(parameter)
-
-    @property
-    def config(self) -> AdaptFormerConfig:
-        """The settings with which the layer was made."""
-        return self._config
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)"""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, TypeVar
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 Config = TypeVar("Config", bound="type[AdapterConfig]")
 ADAPTERS: dict[str, type[AdapterConfig]] = {}
+Blocks = Sequence[int] | None  # indices of blocks; None for a model without any
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,27 @@ class AdapterConfig:
         """The blocks that the method adapts by default, of those from ``first`` to ``last``, both included."""
         return list(range(last, first - 1, -self.block_step))[::-1]
 
-    def inject(self, model: nn.Module, blocks: Sequence[int], targets: Sequence[str], initialize: bool) -> list[str]:
+    def inject(self, model: nn.Module, blocks: Blocks, targets: Sequence[str], initialize: bool) -> list[str]:
         """Change the model in place and return the names of the parameters to train; see :func:`adapt`."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class LowRankConfig(AdapterConfig):
+    """What the methods that change linear layers by a product of low rank share.
+
+    Attributes:
+        rank: of each change.
+        train_bias: train the biases of the adapted layers.
+    """
+
+    takes_targets: ClassVar[bool] = True
+
+    rank: int = 16
+    train_bias: bool = True
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1, f"MODEL.ADAPTER.RANK is {self.rank}: give 1 or more.")
 
 
 class LowRankForm(NamedTuple):
@@ -55,15 +74,10 @@ class AdapterLayer(nn.Module):
     """A module that a method has put into a model.
 
     Attributes:
-        why_not_mergeable: as in AdapterConfig.
+        config: the settings with which it was made.
     """
 
-    why_not_mergeable: ClassVar[str] = ""
-
-    @property
-    def config(self) -> AdapterConfig:
-        """The settings with which the layer was made."""
-        raise NotImplementedError
+    config: AdapterConfig
 
     def adapter_parameters(self) -> dict[str, nn.Parameter]:
         """What trains of this layer, by its name within the layer."""
@@ -75,7 +89,7 @@ class AdapterLayer(nn.Module):
         Raises:
             ValueError: there is none; the message says why.
         """
-        raise ValueError(f"{self.config.name!r} cannot be merged: {self.why_not_mergeable}")
+        raise ValueError(f"{self.config.name!r} cannot be merged: {self.config.why_not_mergeable}")
 
     def low_rank_form(self) -> LowRankForm | None:
         """The adapted weight as residual + B A; None where the method is not of that form."""
@@ -97,12 +111,3 @@ def require(condition: bool, message: str) -> None:
 def describe_adapters() -> str:
     """One line for each method: its name and what it trains."""
     return "\n".join(f"    {name:<12}{config.summary}" for name, config in sorted(ADAPTERS.items()))
-
-
-def walk(model: nn.Module, found: Callable[[nn.Module], bool], prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """(name, module) of the outermost modules for which ``found`` holds, in order."""
-    if found(model):
-        yield prefix, model
-        return
-    for name, child in model.named_children():
-        yield from walk(child, found, f"{prefix}.{name}" if prefix else name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ class ComposedLinear(AdapterLayer, nn.Linear):
         self.weight_dtype = linear.weight.dtype  # A and B may be kept in a higher precision
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # type: ignore[override]
         """residual + B A, (out, in), in their own precision; differentiable in A and B."""
         with torch.autocast(self.residual.device.type, enabled=False):
             return compose(self.residual, self.a, self.b)
@@ -70,22 +71,23 @@ def compose(residual: Tensor, a: Tensor, b: Tensor) -> Tensor:
 class _ComposedLinear(torch.autograd.Function):
     """y = x (W_res + B A)^T + bias in one product each way, without ever forming the gradient of the whole weight.
 
-    The weight W is composed in its own precision, cast once to that of x, and kept for the backward pass. With h = gy B and
-    t = x A^T, both of width ``rank``, the gradients are gx = gy W, gA = h^T x and gB = (t^T gy)^T. The products are written
-    in the order and orientation that the CPU's matrix products are fastest in.
+    The weight W is composed in its own precision, cast once to that of x, and kept for the backward pass. With h = gy B
+    and t = x A^T, both of width ``rank``, the gradients are gx = gy W, gA = h^T x and gB = (t^T gy)^T. The products are
+    written in the order and orientation that the CPU's matrix products are fastest in.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, residual: Tensor, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, residual: Tensor, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
         weight = compose(residual, a, b).to(x.dtype)
         ctx.save_for_backward(x, weight, a, b)
         return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     @once_differentiable  # the weight is saved as a constant: a second derivative would be wrong
-    def backward(ctx, grad_y: Tensor):
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         with _without_autocast(grad_y.device.type):
-            return _gradients(grad_y, *ctx.saved_tensors, ctx.needs_input_grad)
+            x, weight, a, b = ctx.saved_tensors
+            return _gradients(grad_y, x, weight, a, b, ctx.needs_input_grad)
 
 
 def _without_autocast(device: str) -> AbstractContextManager:
@@ -110,5 +112,3 @@ def _gradients(grad_y: Tensor, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, 
     if needed[4]:
         grad_bias = rows_y.sum(0)
     return grad_x, None, grad_a, grad_b, grad_bias
-
-

@@ -88,9 +88,7 @@ def _factors(
     return a.to(dtype), b.to(dtype)
 
 
-def _choose(
-    available: int, rank: int, components: Components, generator: torch.Generator | None
-) -> Tensor | slice:
+def _choose(available: int, rank: int, components: Components, generator: torch.Generator | None) -> Tensor | slice:
     if components == "minor":
         return slice(rank)
     if components == "major":

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from soma_det.adapters.base import ADAPTERS, AdapterLayer, LowRankForm, require
 from soma_det.adapters.lora import LoraLinear
 from soma_det.adapters.model import adapt, find_adapter_layers
-from soma_det.adapters.selection import find_blocks, replace_module
+from soma_det.adapters.selection import find_blocks, get_linear, replace_module
 
 FORMAT = "soma_det.adapter.1"
 OVERSAMPLING = 8  # more random directions than the rank
@@ -79,12 +79,13 @@ def read_adapter(path: str | os.PathLike, kind: str = FORMAT) -> Description:
         raise FileNotFoundError(f"There is no adapter file {path}.")
     try:
         with safe_open(path, "pt") as file:
-            tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+            names, metadata = list(file.keys()), file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
     require(
         metadata.get("format") == kind,
-        f"{path} is not a file of the format {kind!r} but of {metadata.get('format')!r}: make one with save_adapter or, "
+        f"{path} is not a file of the format {kind!r} but of {metadata.get('format')!r}: make one with save_adapter, or "
         "for a whole detector, with tools/export_adapter.py.",
     )
     return tensors, metadata
@@ -97,7 +98,9 @@ def describe_adapter(
     weights = base.state_dict() if isinstance(base, nn.Module) else base
     layers = find_adapter_layers(model)
     trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    require(bool(trained) or allow_frozen, "Nothing of the model trains, so there is no adapter to save: adapt it first.")
+    require(
+        bool(trained) or allow_frozen, "Nothing of the model trains, so there is no adapter to save: adapt it first."
+    )
     metadata = {"format": FORMAT, "base": _name_of(base), "base_sha256": base_sha256(weights)}
     forms = {name: layer.low_rank_form() for name, layer in layers.items()}
     if layers and all(forms.values()):
@@ -116,8 +119,9 @@ def apply_adapter(model: nn.Module, tensors: Mapping[str, Tensor], metadata: Map
     if metadata["kind"] == "low_rank":
         changed = sorted(name.removesuffix(".a") for name in tensors if name.endswith(".a"))
         for name in changed:
-            a, b = (tensors[f"{name}.{part}"].to(model.get_submodule(name).weight) for part in "ab")
-            replace_module(model, name, LoraLinear.with_change(model.get_submodule(name), a, b))
+            linear = get_linear(model, name)
+            a, b = (tensors[f"{name}.{part}"].to(linear.weight) for part in "ab")
+            replace_module(model, name, LoraLinear.with_change(linear, a, b))
     elif metadata["method"] != "parameters":
         config = ADAPTERS[metadata["method"]](**json.loads(metadata["config"]))
         adapt(model, config, json.loads(metadata["blocks"]), json.loads(metadata["targets"]), initialize=False)
@@ -197,7 +201,9 @@ def _describe_layers(
     config = next(iter(layers.values())).config
     blocks = find_blocks(model)
     adapted = [i for i, block in enumerate(blocks) if any(f"{name}.".startswith(f"{block}.") for name in layers)]
-    inside = {name.removeprefix(f"{blocks[i]}.") for i in adapted for name in layers if name.startswith(f"{blocks[i]}.")}
+    inside = {
+        name.removeprefix(f"{blocks[i]}.") for i in adapted for name in layers if name.startswith(f"{blocks[i]}.")
+    }
     targets = sorted(map(re.escape, inside)) if config.takes_targets else []
     return {
         "method": config.name,

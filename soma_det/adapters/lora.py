@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from soma_det.adapters.base import AdapterConfig, register, require
+from soma_det.adapters.base import Blocks, LowRankConfig, register
 from soma_det.adapters.composed import ComposedLinear
 from soma_det.adapters.selection import (
     ATTENTION_AND_MLP,
     check_ranks,
+    get_linear,
     parameter_names,
     replace_module,
     select_linears,
@@ -27,29 +28,17 @@ from soma_det.adapters.selection import (
 
 @register
 @dataclass(frozen=True)
-class LoraConfig(AdapterConfig):
-    """LoRA.
-
-    Attributes:
-        rank: of each change, of each part of a stacked weight.
-        train_bias: train the biases of the adapted layers.
-    """
+class LoraConfig(LowRankConfig):
+    """LoRA; the rank is that of each part of a stacked weight."""
 
     name = "lora"
     summary = "a low-rank change beside each weight (LoRA), fused qkv as three weights"
-    takes_targets = True
 
-    rank: int = 16
-    train_bias: bool = True
-
-    def __post_init__(self):
-        require(self.rank >= 1, f"MODEL.ADAPTER.RANK is {self.rank}: give 1 or more.")
-
-    def inject(self, model: nn.Module, blocks: Sequence[int], targets: Sequence[str], initialize: bool) -> list[str]:
+    def inject(self, model: nn.Module, blocks: Blocks, targets: Sequence[str], initialize: bool) -> list[str]:
         names = select_linears(model, blocks, targets or ATTENTION_AND_MLP)
         check_ranks(model, names, self.rank)
         for name in names:
-            layer = LoraLinear(model.get_submodule(name), self.rank, stacked_parts(model, name))
+            layer = LoraLinear(get_linear(model, name), self.rank, stacked_parts(model, name))
             replace_module(model, name, layer)
         return parameter_names(model, names, ("a", "b"), self.train_bias)
 
@@ -63,15 +52,12 @@ class LoraLinear(ComposedLinear):
             nn.init.kaiming_uniform_(part, a=math.sqrt(5))
         b = linear.weight.new_zeros(parts, linear.out_features // parts, rank)
         super().__init__(linear, linear.weight.detach(), a, b)
+        self.config = LoraConfig(rank=rank)
 
     @classmethod
     def with_change(cls, linear: nn.Linear, a: Tensor, b: Tensor) -> "LoraLinear":
         """The layer with a given change: a (parts, rank, in), b (parts, out / parts, rank)."""
         layer = cls.__new__(cls)
         ComposedLinear.__init__(layer, linear, linear.weight.detach(), a, b)
+        layer.config = LoraConfig(rank=a.shape[1])
         return layer
-
-    @property
-    def config(self) -> LoraConfig:
-        """Rank and whether the bias trains."""
-        return LoraConfig(rank=self.rank, train_bias=self.bias is not None and self.bias.requires_grad)

@@ -13,8 +13,8 @@ A cosine router per token picks the expert:
 
 where the noise, N(0, 1) / number of experts, and a dropout of 0.5 on dW are there in training only. An auxiliary loss
 keeps the experts in balance. The starting values are those of the factors below: dW starts small, not at zero.
-The simpler form has LoRA experts, dW_e = A_e B_e with A ~ N(0, 1 / r^2) and B = 0, no dropout and no bias b. Starting values
-and the bias of the router's projection are those of the public code (KU-CVLAB/MoA).
+The simpler form has LoRA experts, dW_e = A_e B_e with A ~ N(0, 1 / r^2) and B = 0, no dropout and no bias b. Starting
+values and the bias of the router's projection are those of the public code (KU-CVLAB/MoA).
 """
 
 import math
@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from soma_det.adapters.base import AdapterConfig, AdapterLayer, register, require
-from soma_det.adapters.selection import check_rank, replace_module, require_called, select_linears
+from soma_det.adapters.base import AdapterConfig, AdapterLayer, Blocks, register, require
+from soma_det.adapters.selection import check_rank, get_linear, replace_module, require_called, select_linears
 
 QUERY_KEY_VALUE = (r"attn\.(qkv|q_proj|k_proj|v_proj)",)
 FACTORS = 64  # terms of the Kronecker sum, and rows and columns of each A_i
@@ -93,9 +93,6 @@ class CosineRouter(nn.Module):
             return tokens @ F.normalize(self.experts, dim=0) * scale
 
 
-WHY_NOT_MERGEABLE = "its router picks another weight for each token, so there is no one weight to merge into."
-
-
 @register
 @dataclass(frozen=True)
 class MoaConfig(AdapterConfig):
@@ -110,7 +107,7 @@ class MoaConfig(AdapterConfig):
     name = "moa"
     summary = "a mixture of low-rank experts, routed token by token (MoA)"
     takes_targets = True
-    why_not_mergeable = WHY_NOT_MERGEABLE
+    why_not_mergeable = "its router picks another weight for each token, so there is no one weight to merge into."
     auxiliary_loss = True
     block_step = 2
 
@@ -125,17 +122,18 @@ class MoaConfig(AdapterConfig):
             f"MODEL.ADAPTER.MOA.EXPERTS is {self.experts!r}: choose 'kronecker' or 'lora'.",
         )
         require(
-            len(self.ranks) >= 2, f"MODEL.ADAPTER.MOA.RANKS is {list(self.ranks)}: a mixture needs at least two experts."
+            len(self.ranks) >= 2,
+            f"MODEL.ADAPTER.MOA.RANKS is {list(self.ranks)}: a mixture needs at least two experts.",
         )
 
-    def inject(self, model: nn.Module, blocks: Sequence[int], targets: Sequence[str], initialize: bool) -> list[str]:
+    def inject(self, model: nn.Module, blocks: Blocks, targets: Sequence[str], initialize: bool) -> list[str]:
         layers = select_linears(model, blocks, targets or QUERY_KEY_VALUE)
         require_called(model, layers, "MoA")
         for name in layers:
-            self._check(model.get_submodule(name), name)
+            self._check(get_linear(model, name), name)
         shared = SharedFactors() if self.experts == "kronecker" else None
         for name in layers:
-            replace_module(model, name, MoaLinear(model.get_submodule(name), self, shared))
+            replace_module(model, name, MoaLinear(get_linear(model, name), self, shared))
         names = [f"{layer}.{part}" for layer in layers for part in _trained(model.get_submodule(layer))]
         if shared is None:
             return names
@@ -164,12 +162,10 @@ class MoaLinear(AdapterLayer):
         auxiliary_loss: of the last forward pass in training, for :func:`pop_auxiliary_losses`.
     """
 
-    why_not_mergeable = WHY_NOT_MERGEABLE
-
     def __init__(self, linear: nn.Linear, config: MoaConfig, shared: SharedFactors | None):
         super().__init__()
         size = linear.in_features, linear.out_features
-        self._config, self.base = config, linear
+        self.config, self.base = config, linear
         self.experts = nn.ModuleList(
             LoraExpert(*size, rank) if shared is None else KroneckerExpert(shared, *size, rank) for rank in config.ranks
         )
@@ -178,11 +174,6 @@ class MoaLinear(AdapterLayer):
         self.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features)) if bias else None
         self.dropout = 0.0 if shared is None else DROPOUT
         self.auxiliary_loss: Tensor | None = None
-
-    @property
-    def config(self) -> MoaConfig:
-        """The settings with which the layer was made."""
-        return self._config
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d_in) -> (..., d_out)"""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from soma_det.adapters.base import AdapterConfig, AdapterLayer, walk
+from soma_det.adapters.base import AdapterConfig, AdapterLayer
 from soma_det.adapters.moa import MoaLinear
 from soma_det.adapters.peft_methods import PeftLayer, is_peft_layer
 from soma_det.adapters.selection import find_blocks, replace_module
@@ -22,11 +22,11 @@ def adapt(
     """Adapt a pretrained model, in place: afterwards only what the method trains requires gradients.
 
     Args:
-        model: any module that holds its pretrained weights; methods that change linear layers take all kinds of models,
-            those that wrap blocks timm's plain ViTs.
+        model: any module that holds its pretrained weights; methods that change linear layers take all kinds of
+            models, those that wrap blocks timm's plain ViTs.
         config: the method and its settings, such as ``SomaConfig(rank=16)``.
-        blocks: indices into :func:`~soma_det.adapters.selection.find_blocks`; None for all blocks or, for a model without,
-            for the whole model.
+        blocks: indices into :func:`~soma_det.adapters.selection.find_blocks`; None for all blocks, or for the
+            whole of a model that has none.
         targets: regular expressions of linear layers by their whole name within a block; empty for attention and MLP
             ("moa": query, key and value).
         initialize: False leaves out decompositions, where weights of the adapted model will be loaded next.
@@ -43,7 +43,7 @@ def adapt(
     if targets and not config.takes_targets:
         raise ValueError(f"{config.name!r} does not adapt single linear layers: leave out the targets {list(targets)}.")
     if blocks is None and (found := find_blocks(model)):
-        blocks = range(len(found))
+        blocks = list(range(len(found)))
     device = next(model.parameters()).device
     if device.type == "cuda":
         model.cpu()  # where decompositions and new parameters are made
@@ -63,14 +63,19 @@ def find_adapter_layers(model: nn.Module) -> dict[str, AdapterLayer]:
 
     The layers of peft come as views that answer like the others.
     """
-    found = walk(model, lambda module: isinstance(module, AdapterLayer) or is_peft_layer(module))
-    return {name: module if isinstance(module, AdapterLayer) else PeftLayer(module) for name, module in found}
+    layers: dict[str, AdapterLayer] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, AdapterLayer):
+            layers[name] = module
+        elif is_peft_layer(module):
+            layers[name] = PeftLayer(module)
+    return layers
 
 
 def is_mergeable(model: nn.Module) -> bool:
     """Whether the model has adapter layers, and all of them can be merged."""
     layers = find_adapter_layers(model).values()
-    return bool(layers) and not any(layer.why_not_mergeable for layer in layers)
+    return bool(layers) and not any(layer.config.why_not_mergeable for layer in layers)
 
 
 def merge(model: nn.Module) -> list[str]:
@@ -84,7 +89,7 @@ def merge(model: nn.Module) -> list[str]:
     """
     layers = find_adapter_layers(model)
     for layer in layers.values():
-        if layer.why_not_mergeable:
+        if layer.config.why_not_mergeable:
             layer.merged()  # raises
     for name, layer in layers.items():
         replace_module(model, name, layer.merged())

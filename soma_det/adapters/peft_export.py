@@ -17,8 +17,8 @@ PREFIX = "base_model.model"
 def export_to_peft(path: str | os.PathLike, folder: str | os.PathLike) -> None:
     """Write an adapter file as a folder for ``PeftModel.from_pretrained(vit, folder)``, with equal outputs.
 
-    peft takes a fused qkv as one weight, so its three changes become one of three times the rank. Biases that were trained
-    are in the folder too.
+    peft takes a fused qkv as one weight, so its three changes become one of three times the rank. Biases that were
+    trained are in the folder too.
 
     Args:
         path: of :func:`~soma_det.adapters.save_adapter`.

@@ -1,7 +1,7 @@
 """Methods of Hugging Face's peft, on timm's layers.
 
-peft takes a linear layer as one weight: a fused qkv is adapted, and decomposed, as a whole and not by thirds. All run at
-a scale of 1 (lora_alpha = rank), as SoMA. peft is an optional dependency and imported only when one of them is chosen.
+peft takes a linear layer as one weight: a fused qkv is adapted, and decomposed, as a whole and not by thirds. All run
+at a scale of 1 (lora_alpha = rank), as SoMA. peft is an optional dependency and imported only when one of them is chosen.
 
 Sources: LoRA arXiv 2106.09685, DoRA arXiv 2402.09353, PiSSA arXiv 2404.02948, OLoRA arXiv 2406.01775,
 MiCA arXiv 2604.01694.
@@ -11,46 +11,41 @@ import copy
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
-from soma_det.adapters.base import AdapterConfig, AdapterLayer, LowRankForm, register, require
-from soma_det.adapters.selection import ATTENTION_AND_MLP, check_rank, parameter_names, require_called, select_linears
+from soma_det.adapters.base import AdapterLayer, Blocks, LowRankConfig, LowRankForm, register
+from soma_det.adapters.selection import (
+    ATTENTION_AND_MLP,
+    check_rank,
+    get_linear,
+    parameter_names,
+    require_called,
+    select_linears,
+)
 
 A, B, MAGNITUDE = "lora_A.default.weight", "lora_B.default.weight", "lora_magnitude_vector.default.weight"
 
 
 @dataclass(frozen=True)
-class PeftConfig(AdapterConfig):
-    """What the methods of peft share.
+class PeftConfig(LowRankConfig):
+    """What the methods of peft share; a fused qkv counts as one weight.
 
     Attributes:
-        rank: of each change; a fused qkv counts as one weight.
-        train_bias: train the biases of the adapted layers.
         trained: names of what trains of each layer.
         settings: of peft's LoraConfig, which make the method.
     """
 
-    takes_targets = True
     trained: ClassVar[tuple[str, ...]] = (A, B)
     settings: ClassVar[dict[str, object]] = {}
 
-    rank: int = 16
-    train_bias: bool = True
-
-    def __post_init__(self):
-        require(self.rank >= 1, f"MODEL.ADAPTER.RANK is {self.rank}: give 1 or more.")
-
-    def inject(self, model: nn.Module, blocks: Sequence[int], targets: Sequence[str], initialize: bool) -> list[str]:
-        """
-        Raises:
-            ImportError: peft is not installed.
-        """
+    def inject(self, model: nn.Module, blocks: Blocks, targets: Sequence[str], initialize: bool) -> list[str]:
+        """As :meth:`AdapterConfig.inject`; an ImportError where peft is not installed."""
         layers = select_linears(model, blocks, targets or ATTENTION_AND_MLP)
         require_called(model, layers, f"peft's {self.name}")
         for name in layers:
-            check_rank(self.rank, model.get_submodule(name).weight.shape)
+            check_rank(self.rank, get_linear(model, name).weight.shape)
         peft = _import_peft(self.name)
         # Without initialization the decompositions are left out, for a checkpoint to fill in.
         settings = {k: v for k, v in self.settings.items() if initialize or k != "init_lora_weights"}
@@ -114,17 +109,15 @@ class MicaConfig(PeftConfig):
 class PeftLayer(AdapterLayer):
     """One of peft's layers, seen as an adapter layer; it is not itself part of the model."""
 
-    def __init__(self, layer: nn.Module):
+    layer: Any  # peft is not typed
+
+    def __init__(self, layer: Any):
         super().__init__()
         self.layer = layer
-
-    @property
-    def config(self) -> PeftConfig:
-        """DoRA where there is a magnitude; the others differ in their start alone and are LoRA by now."""
-        base = self.layer.get_base_layer()
-        train_bias = base.bias is not None and base.bias.requires_grad
+        base = layer.get_base_layer()
+        # The methods differ in their start alone, and are LoRA by now, but for DoRA.
         method = DoraConfig if self._is_dora() else PeftLoraConfig
-        return method(rank=self.layer.r["default"], train_bias=train_bias)
+        self.config = method(layer.r["default"], base.bias is not None and base.bias.requires_grad)
 
     def merged(self) -> nn.Module:
         """A plain linear layer; peft's own is left as it was."""
@@ -150,7 +143,7 @@ def is_peft_layer(module: nn.Module) -> bool:
     return lora is not None and isinstance(module, lora.LoraLayer)
 
 
-def _import_peft(method: str):
+def _import_peft(method: str) -> Any:
     try:
         import peft
     except ImportError as error:

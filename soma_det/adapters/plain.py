@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from soma_det.adapters.base import AdapterConfig, register, require
+from soma_det.adapters.base import AdapterConfig, Blocks, register, require
 from soma_det.adapters.selection import find_blocks, select_blocks
 
 # What comes after the blocks: a detector takes the blocks' outputs, so these would never get a gradient.
@@ -21,26 +21,26 @@ class FrozenConfig(AdapterConfig):
     summary = "nothing: the ViT stays as pretrained"
     takes_blocks = False
 
-    def inject(self, model: nn.Module, blocks: Sequence[int], targets: Sequence[str], initialize: bool) -> list[str]:
+    def inject(self, model: nn.Module, blocks: Blocks, targets: Sequence[str], initialize: bool) -> list[str]:
         return []
 
 
 @register
 @dataclass(frozen=True)
 class FullConfig(AdapterConfig):
-    """All parameters of the blocks train and, where the first block is among them, those of the embeddings before it."""
+    """All parameters of the blocks train and, where the first block is among them, those of the embeddings."""
 
     name = "full"
     summary = "everything in the blocks that are not frozen"
 
-    def inject(self, model: nn.Module, blocks: Sequence[int], targets: Sequence[str], initialize: bool) -> list[str]:
+    def inject(self, model: nn.Module, blocks: Blocks, targets: Sequence[str], initialize: bool) -> list[str]:
         chosen, others = select_blocks(model, blocks), find_blocks(model)
         names = [name for name, _ in model.named_parameters()]
         return [
             name
             for name in names
             if _inside(name, chosen)
-            or (0 in blocks and not _inside(name, others) and name.split(".")[0] not in AFTER_BLOCKS)
+            or (0 in (blocks or ()) and not _inside(name, others) and name.split(".")[0] not in AFTER_BLOCKS)
         ]
 
 
@@ -55,10 +55,10 @@ class BiasesConfig(AdapterConfig):
     name = "biases"
     summary = "the biases of the blocks that are not frozen"
 
-    def inject(self, model: nn.Module, blocks: Sequence[int], targets: Sequence[str], initialize: bool) -> list[str]:
+    def inject(self, model: nn.Module, blocks: Blocks, targets: Sequence[str], initialize: bool) -> list[str]:
         chosen = select_blocks(model, blocks)
         names = [n for n, _ in model.named_parameters() if _inside(n, chosen) and n.endswith("bias")]
-        require(bool(names), f"Blocks {list(blocks)} have no biases to train: choose another MODEL.ADAPTER.NAME.")
+        require(bool(names), f"Blocks {chosen} have no biases to train: choose another MODEL.ADAPTER.NAME.")
         return names
 
 

@@ -16,15 +16,13 @@ segmentation head has no place in a detector without queries and is left out.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from soma_det.adapters.base import AdapterConfig, AdapterLayer, register, require
-from soma_det.adapters.selection import require_plain_vit, wrap_blocks
-
-
-WHY_NOT_MERGEABLE = "its refinement after each block attends from patches to trained tokens, as no plain block does."
+from soma_det.adapters.base import AdapterConfig, AdapterLayer, Blocks, register, require
+from soma_det.adapters.selection import describe_plain_vit, wrap_blocks
 
 
 @register
@@ -39,7 +37,9 @@ class ReinConfig(AdapterConfig):
 
     name = "rein"
     summary = "tokens that refine the feature map after every block (Rein)"
-    why_not_mergeable = WHY_NOT_MERGEABLE
+    why_not_mergeable = (
+        "its refinement after each block attends from patches to trained tokens, as no plain block does."
+    )
 
     tokens: int = 100
     rank: int = 16
@@ -50,16 +50,15 @@ class ReinConfig(AdapterConfig):
             f"MODEL.ADAPTER.REIN.TOKENS is {self.tokens}: give at least 2, since the first refines nothing.",
         )
 
-    def inject(self, model: nn.Module, blocks: Sequence[int], targets: Sequence[str], initialize: bool) -> list[str]:
-        require_plain_vit(model, "Rein")
-        limit = min(self.tokens, model.embed_dim)
+    def inject(self, model: nn.Module, blocks: Blocks, targets: Sequence[str], initialize: bool) -> list[str]:
+        dim, prefix, patch = describe_plain_vit(model, "Rein")
+        limit = min(self.tokens, dim)
         require(
             1 <= self.rank <= limit,
             f"Rank {self.rank} is outside 1..{limit}, the limits of {self.tokens} tokens: choose a smaller rank.",
         )
-        shared = SharedRefinement(model.embed_dim)
-        prefix = model.num_prefix_tokens
-        bound = math.sqrt(6 / (3 * model.patch_embed.patch_size[0] ** 2 + math.sqrt(model.embed_dim * self.rank)))
+        shared = SharedRefinement(dim)
+        bound = math.sqrt(6 / (3 * patch**2 + math.sqrt(dim * self.rank)))
         names = wrap_blocks(model, blocks, lambda block: ReinBlock(block, shared, self, prefix, bound))
         model.rein = shared
         own = [f"{name}.{part}" for name in names for part in ("tokens_a", "tokens_b")]
@@ -78,22 +77,15 @@ class SharedRefinement(nn.Module):
 class ReinBlock(AdapterLayer):
     """A Transformer block whose patch tokens are refined by trained tokens."""
 
-    why_not_mergeable = WHY_NOT_MERGEABLE
-
     def __init__(self, block: nn.Module, shared: SharedRefinement, config: ReinConfig, prefix: int, bound: float):
         super().__init__()
-        self._config, self.block, self.prefix = config, block, prefix
+        self.config, self.block, self.prefix = config, block, prefix
         self._shared = (shared,)  # in a tuple, so that its parameters belong to the ViT alone
         dim = shared.refine.in_features
         self.tokens_a = nn.Parameter(torch.empty(config.tokens, config.rank).uniform_(-bound, bound))
         self.tokens_b = nn.Parameter(torch.empty(config.rank, dim).uniform_(-bound, bound))
 
-    @property
-    def config(self) -> ReinConfig:
-        """The settings with which the layer was made."""
-        return self._config
-
-    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(N, L, C) -> (N, L, C)"""
         (shared,) = self._shared
         x = self.block(x, *args, **kwargs)

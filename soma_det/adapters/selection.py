@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from timm.layers import GluMlp
 from torch import nn
@@ -25,13 +26,17 @@ def find_blocks(model: nn.Module) -> list[str]:
     return names
 
 
-def select_blocks(model: nn.Module, blocks: Sequence[int]) -> list[str]:
+def select_blocks(model: nn.Module, blocks: Sequence[int] | None) -> list[str]:
     """Names of the blocks with these indices, in order.
 
     Raises:
         ValueError: no index is given, or one is outside the model's blocks.
     """
     names = find_blocks(model)
+    if blocks is None:
+        raise ValueError(
+            f"{type(model).__name__} has no blocks: choose a method that adapts linear layers, and targets."
+        )
     if len(blocks) == 0:
         raise ValueError("No block is left to adapt: freeze fewer leading blocks, or name the blocks to adapt.")
     absent = [index for index in blocks if not 0 <= index < len(names)]
@@ -70,6 +75,21 @@ def select_linears(
     return [full for full, name in linears if any(re.fullmatch(target, name) for target in targets)]
 
 
+def get_linear(model: nn.Module, name: str) -> nn.Linear:
+    """The linear layer of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        layer = model.get_submodule(name)
+    except AttributeError:
+        layer = None
+    if not isinstance(layer, nn.Linear):
+        raise ValueError(f"{type(model).__name__} has no linear layer {name}: it is another architecture.")
+    return layer
+
+
 def stacked_parts(model: nn.Module, name: str) -> int:
     """Number of weights stacked in the linear layer of this name: q, k and v, or gate and value, or just one."""
     parent_name, _, child = name.rpartition(".")
@@ -84,15 +104,15 @@ def check_rank(rank: int, shape: Sequence[int]) -> None:
     """Raise a ValueError unless ``rank`` is a rank that a weight of this shape (out, in) can have."""
     if not 1 <= rank <= min(shape):
         raise ValueError(
-            f"Rank {rank} is outside 1..{min(shape)}, the limits of a {shape[0]} x {shape[1]} weight (a third of it for "
-            "fused qkv): choose a smaller rank."
+            f"Rank {rank} is outside 1..{min(shape)}, the limits of a {shape[0]} x {shape[1]} weight (a third of it "
+            "for fused qkv): choose a smaller rank."
         )
 
 
 def check_ranks(model: nn.Module, layers: Sequence[str], rank: int) -> None:
     """:func:`check_rank` for each part of each layer."""
     for name in layers:
-        weight = model.get_submodule(name).weight
+        weight = get_linear(model, name).weight
         check_rank(rank, (weight.shape[0] // stacked_parts(model, name), weight.shape[1]))
 
 
@@ -111,17 +131,30 @@ def require_called(model: nn.Module, layers: Sequence[str], method: str) -> None
             )
 
 
-def require_plain_vit(model: nn.Module, method: str) -> None:
-    """Raise a ValueError unless the model is one of timm's plain ViTs, whose blocks map tokens to tokens."""
+class PlainVit(NamedTuple):
+    """The sizes of a plain ViT: channels of a token, number of tokens before the patches, pixels of a patch."""
+
+    width: int
+    prefix_tokens: int
+    patch_size: int
+
+
+def describe_plain_vit(model: Any, method: str) -> PlainVit:
+    """The sizes of one of timm's plain ViTs, whose blocks map tokens to tokens.
+
+    Raises:
+        ValueError: the model is not one.
+    """
     missing = [attribute for attribute in PLAIN_VIT if not hasattr(model, attribute)]
     if missing:
         raise ValueError(
             f"{method} needs a plain ViT of timm, and {type(model).__name__} has no {missing}: choose a method that "
             "adapts linear layers, such as 'soma' or 'lora'."
         )
+    return PlainVit(model.embed_dim, model.num_prefix_tokens, model.patch_embed.patch_size[0])
 
 
-def wrap_blocks(vit: nn.Module, blocks: Sequence[int], wrap: Callable[[nn.Module], nn.Module]) -> list[str]:
+def wrap_blocks(vit: nn.Module, blocks: Sequence[int] | None, wrap: Callable[[nn.Module], nn.Module]) -> list[str]:
     """Replace each of these blocks by ``wrap(block)``, in place; returns their names."""
     names = select_blocks(vit, blocks)
     for name in names:
@@ -133,7 +166,7 @@ def parameter_names(model: nn.Module, layers: Sequence[str], parts: Sequence[str
     """Names of the given parameters of each layer and, if wanted and there is one, of its bias."""
     names = [f"{layer}.{part}" for layer in layers for part in parts]
     if bias:
-        names += [f"{layer}.bias" for layer in layers if model.get_submodule(layer).bias is not None]
+        names += [f"{layer}.bias" for layer in layers if getattr(model.get_submodule(layer), "bias", None) is not None]
     return names
 
 

@@ -17,12 +17,13 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from soma_det.adapters.base import AdapterConfig, register, require
+from soma_det.adapters.base import Blocks, LowRankConfig, register, require
 from soma_det.adapters.composed import ComposedLinear
 from soma_det.adapters.decomposition import COMPONENTS, Components, residual_of, stacked_factors
 from soma_det.adapters.selection import (
     ATTENTION_AND_MLP,
     check_ranks,
+    get_linear,
     parameter_names,
     replace_module,
     select_linears,
@@ -38,13 +39,11 @@ logger = logging.getLogger(__name__)
 
 @register
 @dataclass(frozen=True)
-class SomaConfig(AdapterConfig):
-    """SoMA.
+class SomaConfig(LowRankConfig):
+    """SoMA; the rank is the number of components of each part of a stacked weight.
 
     Attributes:
-        rank: number of components of each weight, of each part of a stacked weight.
         components: "minor" (the method), or for ablation "major" or "random".
-        train_bias: train the biases of the adapted layers.
         seed: of what is random ("random" components, "decompose_first").
         order: "load_first" (the method), or for ablation "decompose_first": random weights are decomposed and the
             pretrained ones loaded over the residual, as in the authors' public code (ysj9909/SoMA).
@@ -52,30 +51,28 @@ class SomaConfig(AdapterConfig):
 
     name = "soma"
     summary = "the smallest singular components of each weight (SoMA)"
-    takes_targets = True
 
-    rank: int = 16
     components: Components = "minor"
-    train_bias: bool = True
     seed: int = 0
     order: Order = "load_first"
 
     def __post_init__(self):
-        require(self.rank >= 1, f"MODEL.ADAPTER.RANK is {self.rank}: give 1 or more.")
+        super().__post_init__()
         require(
             self.components in COMPONENTS,
             f"MODEL.ADAPTER.SOMA.COMPONENTS is {self.components!r}: choose one of {COMPONENTS}.",
         )
         require(self.order in ORDERS, f"MODEL.ADAPTER.SOMA.ORDER is {self.order!r}: choose one of {ORDERS}.")
 
-    def inject(self, model: nn.Module, blocks: Sequence[int], targets: Sequence[str], initialize: bool) -> list[str]:
+    def inject(self, model: nn.Module, blocks: Blocks, targets: Sequence[str], initialize: bool) -> list[str]:
         names = select_linears(model, blocks, targets or ATTENTION_AND_MLP)
         check_ranks(model, names, self.rank)
         if initialize:
             _decompose(model, names, self)
         else:
             for name in names:
-                _replace(model, name, lambda linear, parts: SomaLinear.empty(linear, self.rank, parts))
+                empty = SomaLinear.empty(get_linear(model, name), self.rank, stacked_parts(model, name))
+                replace_module(model, name, empty)
         if initialize and self.order == "decompose_first":
             _load_after_decomposition(model, names, self)
         return parameter_names(model, names, ("a", "b"), self.train_bias)
@@ -99,6 +96,7 @@ class SomaLinear(ComposedLinear):
             raise ValueError(f"{linear.out_features} output features do not divide into {parts} stacked weights.")
         a, b = stacked_factors(linear.weight.chunk(parts), rank, components, generator)
         super().__init__(linear, residual_of(linear.weight, a, b), a, b)
+        self.config = SomaConfig(rank=rank, components=components)
 
     @classmethod
     def empty(cls, linear: nn.Linear, rank: int, parts: int = 1) -> "SomaLinear":
@@ -107,12 +105,8 @@ class SomaLinear(ComposedLinear):
         a = linear.weight.new_zeros(parts, rank, linear.in_features)
         b = linear.weight.new_zeros(parts, linear.out_features // parts, rank)
         ComposedLinear.__init__(layer, linear, linear.weight.detach(), a, b)
+        layer.config = SomaConfig(rank=rank)
         return layer
-
-    @property
-    def config(self) -> SomaConfig:
-        """Rank and whether the bias trains; how the components were chosen cannot be told from them."""
-        return SomaConfig(rank=self.rank, train_bias=self.bias is not None and self.bias.requires_grad)
 
 
 def _decompose(model: nn.Module, names: Sequence[str], config: SomaConfig) -> None:
@@ -120,7 +114,7 @@ def _decompose(model: nn.Module, names: Sequence[str], config: SomaConfig) -> No
     generator = torch.Generator().manual_seed(config.seed)
 
     def adapt(name: str) -> SomaLinear:
-        linear, parts = model.get_submodule(name), stacked_parts(model, name)
+        linear, parts = get_linear(model, name), stacked_parts(model, name)
         return SomaLinear(linear, config.rank, parts, config.components, generator)
 
     # The order of random choices matters.
@@ -130,10 +124,6 @@ def _decompose(model: nn.Module, names: Sequence[str], config: SomaConfig) -> No
     ):
         replace_module(model, name, layer)
     logger.info("SoMA: rank %d, %s components of %d layers", config.rank, config.components, len(names))
-
-
-def _replace(model: nn.Module, name: str, make: Callable[[nn.Linear, int], nn.Module]) -> None:
-    replace_module(model, name, make(model.get_submodule(name), stacked_parts(model, name)))
 
 
 def _map_in_threads(function: Callable, items: Sequence) -> Iterator:
@@ -150,16 +140,16 @@ def _map_in_threads(function: Callable, items: Sequence) -> Iterator:
 def _load_after_decomposition(model: nn.Module, layers: Sequence[str], config: SomaConfig) -> None:
     """Make SoMA layers what they are when random weights are decomposed and the pretrained ones are loaded later.
 
-    Loading fills W_res and leaves A and B. So the model starts at W + B A in the place of W, with components of a random
-    matrix that mean nothing to it.
+    Loading fills W_res and leaves A and B. So the model starts at W + B A in the place of W, with components of a
+    random matrix that mean nothing to it.
     """
     generator = torch.Generator().manual_seed(config.seed)
     for name in layers:
         layer = model.get_submodule(name)
+        assert isinstance(layer, SomaLinear)
         untrained = nn.Linear(layer.in_features, layer.out_features, bias=False)
         # nn.Linear's own initialization, which the authors' ViT leaves in place: std 1 / sqrt(3 d_in).
         nn.init.kaiming_uniform_(untrained.weight, a=math.sqrt(5), generator=generator)
         late = SomaLinear(untrained, layer.rank, layer.parts, config.components, generator)
         late.residual.data, late.bias, late.weight_dtype = layer.weight.detach(), layer.bias, layer.weight_dtype
         replace_module(model, name, late)
-
