@@ -85,8 +85,8 @@ def read_adapter(path: str | os.PathLike, kind: str = FORMAT) -> Description:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
     require(
         metadata.get("format") == kind,
-        f"{path} is not a file of the format {kind!r} but of {metadata.get('format')!r}: make one with save_adapter, or "
-        "for a whole detector, with tools/export_adapter.py.",
+        f"{path} is not a file of the format {kind!r} but of {metadata.get('format')!r}: make one with save_adapter, "
+        "or for a whole detector with tools/export_adapter.py.",
     )
     return tensors, metadata
 

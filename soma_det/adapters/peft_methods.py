@@ -1,7 +1,8 @@
 """Methods of Hugging Face's peft, on timm's layers.
 
 peft takes a linear layer as one weight: a fused qkv is adapted, and decomposed, as a whole and not by thirds. All run
-at a scale of 1 (lora_alpha = rank), as SoMA. peft is an optional dependency and imported only when one of them is chosen.
+at a scale of 1 (lora_alpha = rank), as SoMA. peft is an optional dependency and imported only when one of
+them is chosen.
 
 Sources: LoRA arXiv 2106.09685, DoRA arXiv 2402.09353, PiSSA arXiv 2404.02948, OLoRA arXiv 2406.01775,
 MiCA arXiv 2604.01694.
@@ -119,9 +120,14 @@ class PeftLayer(AdapterLayer):
         method = DoraConfig if self._is_dora() else PeftLoraConfig
         self.config = method(layer.r["default"], base.bias is not None and base.bias.requires_grad)
 
+    def adapter_parameters(self) -> dict[str, nn.Parameter]:
+        """What trains, by its name within peft's layer."""
+        return {name: parameter for name, parameter in self.layer.named_parameters() if parameter.requires_grad}
+
     def merged(self) -> nn.Module:
-        """A plain linear layer; peft's own is left as it was."""
-        layer = copy.deepcopy(self.layer)
+        """A plain linear layer that shares the bias; peft's own is left as it was."""
+        bias = self.layer.get_base_layer().bias
+        layer = copy.deepcopy(self.layer, {id(bias): bias})
         layer.merge(safe_merge=True)
         return layer.get_base_layer()
 
