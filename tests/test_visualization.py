@@ -14,9 +14,9 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
 import soma_det  # noqa: F401
+from drawing.split import choose_records, draw_split, saved_detections
 from soma_det.engine.predictor import Predictor
 from soma_det.utils.contact_sheet import contact_sheet
-from soma_det.utils.draw_split import choose_records, draw_split, saved_detections
 from soma_det.utils.visualizer import BoxVisualizer, class_colors, draw_detections, draw_ground_truth, read_rgb
 
 CLASSES = ["bus", "bike", "car", "motor", "person", "rider", "truck"]

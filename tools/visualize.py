@@ -27,14 +27,14 @@ from detectron2.utils.logger import setup_logger
 from PIL import Image
 from tqdm import tqdm
 
+from drawing.split import Predict, draw_split, saved_detections
+from drawing.video import draw_video
 from soma_det.config import setup_cfg
 from soma_det.data import register_from_config
 from soma_det.engine.predictor import build_predictor
 from soma_det.evaluation import domain_labels
 from soma_det.utils.contact_sheet import contact_sheet
-from soma_det.utils.draw_split import Predict, draw_split, saved_detections
 from soma_det.utils.files import atomic_path
-from soma_det.utils.video import draw_video
 from soma_det.utils.visualizer import draw_detections, read_rgb
 
 EXAMPLES = """

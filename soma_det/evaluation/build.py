@@ -13,11 +13,11 @@ def build_evaluator(dataset_name: str, output_dir: str | os.PathLike | None = No
     """Score a registered split by COCO's and by VOC's rules.
 
     Args:
-        output_dir: where to save the detections, as ``<output_dir>/<dataset_name>/coco_instances_results.json``.
+        output_dir: where to save the detections, as ``<output_dir>/<dataset_name>/coco_instances_results.json``; None
+            does not save them.
 
     Returns:
-        evaluators of which ``evaluate`` gives, on the main rank, ``boxes`` and ``images``, the numbers of both, and the
-        scores ``bbox`` and ``voc``; see the evaluators.
+        evaluators of which ``evaluate`` gives, on the main rank, ``boxes``, ``images``, ``bbox`` and ``voc``.
     """
     collector = DetectionCollector(dataset_name, output_dir)
     return DatasetEvaluators([collector, CocoEvaluator(collector), VocEvaluator(collector)])

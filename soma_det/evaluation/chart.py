@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Mapping
 
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,6 +14,7 @@ from matplotlib.patches import Patch
 
 SOURCE_COLOR, UNSEEN_COLOR, MEAN_COLOR = "#8a94a6", "#0072b2", "#d55e00"
 TEXT_COLOR, GRID_COLOR = "#2b2f36", "#e3e6ea"
+MEAN_LINE = dict(color=MEAN_COLOR, linewidth=1.6, linestyle=(0, (4, 2)))
 
 
 def draw_domain_chart(
@@ -31,39 +33,27 @@ def draw_domain_chart(
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     labels = sorted(scores, key=lambda label: label != source)  # the source first, the others in their order
-    _draw_bars(axes, [scores[label] for label in labels], [label == source for label in labels])
+    _draw_bars(axes, {label: scores[label] for label in labels}, source)
     unseen = [i for i, label in enumerate(labels) if label != source and not math.isnan(scores[label])]
     mean = sum(scores[labels[i]] for i in unseen) / len(unseen) if len(unseen) > 1 else None
     if mean is not None:
-        axes.hlines(mean, unseen[0] - 0.42, len(labels) - 0.58, color=MEAN_COLOR, linewidth=1.6, linestyle=(0, (4, 2)))
-    axes.set_xticks(range(len(labels)), [_wrap(label) for label in labels])
-    margin = max(0.6, (4 - len(labels)) / 2)  # keeps the only bar of a single split from filling the chart
-    axes.set_xlim(-margin, len(labels) - 1 + margin)
+        axes.hlines(mean, unseen[0] - 0.42, len(labels) - 0.58, **MEAN_LINE)
     _style(axes, metric, max([s for s in scores.values() if not math.isnan(s)], default=0.0))
     _add_legend(figure, source in scores, mean, bool(unseen))
     figure.savefig(path, metadata={"Software": None})
 
 
-def _draw_bars(axes: Axes, values: list[float], is_source: list[bool]) -> None:
-    colors = [SOURCE_COLOR if flag else UNSEEN_COLOR for flag in is_source]
-    heights = [0.0 if math.isnan(v) else v for v in values]
-    axes.bar(range(len(values)), heights, width=0.62, color=colors, zorder=2)
-    for i, value in enumerate(values):
-        text = "no boxes" if math.isnan(value) else f"{value:.1f}"
-        # A white edge keeps the number readable where the line of the mean runs through it.
-        axes.annotate(
-            text,
-            (i, heights[i]),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            color=TEXT_COLOR,
-            fontsize=10,
-            fontweight="bold",
-            zorder=4,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
-        )
+def _draw_bars(axes: Axes, scores: Mapping[str, float], source: str | None) -> None:
+    colors = [SOURCE_COLOR if label == source else UNSEEN_COLOR for label in scores]
+    values = list(scores.values())
+    bars = axes.bar(range(len(values)), np.nan_to_num(values), width=0.62, color=colors, zorder=2)
+    texts = ["no boxes" if math.isnan(value) else f"{value:.1f}" for value in values]
+    # A white edge keeps the number readable where the line of the mean runs through it.
+    edge = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+    axes.bar_label(bars, texts, padding=3, color=TEXT_COLOR, fontsize=10, fontweight="bold", zorder=4, bbox=edge)
+    axes.set_xticks(range(len(scores)), [label.replace(" ", "\n") if len(label) > 8 else label for label in scores])
+    margin = max(0.6, (4 - len(scores)) / 2)  # keeps the only bar of a single split from filling the chart
+    axes.set_xlim(-margin, len(scores) - 1 + margin)
 
 
 def _style(axes: Axes, metric: str, highest: float) -> None:
@@ -72,8 +62,7 @@ def _style(axes: Axes, metric: str, highest: float) -> None:
     axes.yaxis.grid(True, color=GRID_COLOR, linewidth=0.8, zorder=0)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, colors=TEXT_COLOR, labelsize=9.5)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(TEXT_COLOR)
 
 
@@ -82,21 +71,6 @@ def _add_legend(figure: Figure, has_source: bool, mean: float | None, has_unseen
     if has_unseen:
         handles.append(Patch(color=UNSEEN_COLOR, label="unseen"))
     if mean is not None:
-        line = Line2D(
-            [], [], color=MEAN_COLOR, linewidth=1.6, linestyle=(0, (4, 2)), label=f"mean of unseen: {mean:.1f}"
-        )
-        handles.append(line)
-    figure.legend(
-        handles=handles,
-        loc="outside upper center",
-        ncols=len(handles),
-        frameon=False,
-        fontsize=9.5,
-        labelcolor=TEXT_COLOR,
-        handlelength=1.6,
-        columnspacing=1.6,
-    )
-
-
-def _wrap(label: str) -> str:
-    return label.replace(" ", "\n") if len(label) > 8 else label
+        handles.append(Line2D([], [], label=f"mean of unseen: {mean:.1f}", **MEAN_LINE))
+    style = dict(frameon=False, fontsize=9.5, labelcolor=TEXT_COLOR, handlelength=1.6, columnspacing=1.6)
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), **style)

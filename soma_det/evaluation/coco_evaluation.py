@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 import numpy as np
-from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.utils import comm
 from faster_coco_eval import COCO, COCOeval_faster
 
@@ -15,6 +15,7 @@ from soma_det.evaluation.collector import DetectionCollector
 from soma_det.evaluation.detections import Detections, GroundTruth
 
 MAX_DETECTIONS = 100  # per image and class, by COCO's rules
+CLASS_AXIS = {"precision": 2, "recall": 1}  # of what COCO's evaluation accumulates
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +33,9 @@ class CocoEvaluator(COCOEvaluator):
         self._logger = logger
 
     def reset(self) -> None:
-        """Nothing is held here; see :class:`DetectionCollector`."""
+        """Nothing is held here, and :meth:`process` takes in nothing."""
 
-    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Nothing is held here; see :class:`DetectionCollector`."""
+    process = DatasetEvaluator.process
 
     def evaluate(self) -> OrderedDict:
         """Score what the collector holds; call its ``evaluate`` before.
@@ -68,10 +68,7 @@ def evaluate_coco(truth: GroundTruth, detections: Detections) -> COCOeval_faster
     with _garbage_collection_paused():
         parts = [_evaluate_class(truth, detections, c, images) for c in range(len(truth.classes))]
     whole = _evaluation()
-    whole.eval = {
-        "precision": np.concatenate([part["precision"] for part in parts], axis=2),
-        "recall": np.concatenate([part["recall"] for part in parts], axis=1),
-    }
+    whole.eval = {name: np.concatenate([part[name] for part in parts], axis) for name, axis in CLASS_AXIS.items()}
     whole.summarize()
     return whole
 
@@ -84,7 +81,7 @@ def _evaluate_class(truth: GroundTruth, detections: Detections, category: int, i
     evaluation = _evaluation(_coco_index(images, annotations), _coco_index(images, results))
     evaluation.evaluate()
     evaluation.accumulate()
-    return {name: np.asarray(evaluation.eval[name]) for name in ("precision", "recall")}
+    return {name: np.asarray(evaluation.eval[name]) for name in CLASS_AXIS}
 
 
 def _evaluation(truth: COCO | None = None, detections: COCO | None = None) -> COCOeval_faster:

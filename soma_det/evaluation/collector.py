@@ -3,7 +3,9 @@
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +13,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from soma_det.evaluation.detections import (
-    DETECTIONS_FILE,
-    Detections,
-    GroundTruth,
-    load_ground_truth,
-    save_detections,
-)
+from soma_det.evaluation.detections import DETECTIONS_FILE, Detections, GroundTruth, load_ground_truth, save_detections
 
 logger = logging.getLogger(__name__)
 
@@ -27,17 +23,11 @@ class DetectionCollector(DatasetEvaluator):
 
     Evaluators that score them read :attr:`gathered` and stand after the collector in Detectron2's DatasetEvaluators,
     which calls its members in order. During inference each rank holds 24 bytes per detection. Works on every data set
-    that is registered with ``thing_classes`` and whose records have an ``image_id``: VOC folders and COCO json files
-    alike.
+    that is registered with ``thing_classes`` and whose records have an ``image_id``.
     """
 
     def __init__(self, dataset_name: str, output_dir: str | os.PathLike | None = None):
-        """
-        Args:
-            dataset_name: a split registered in DatasetCatalog.
-            output_dir: where to save the detections, as ``<output_dir>/<dataset_name>/coco_instances_results.json``;
-                None does not save them.
-        """
+        """Arguments as of :func:`~soma_det.evaluation.build_evaluator`."""
         self.dataset_name = dataset_name
         self._file = Path(output_dir, dataset_name, DETECTIONS_FILE) if output_dir else None
         self._num_classes = len(MetadataCatalog.get(dataset_name).thing_classes)
@@ -61,8 +51,7 @@ class DetectionCollector(DatasetEvaluator):
             if classes.size and not 0 <= classes.min() <= classes.max() < self._num_classes:
                 raise ValueError(
                     f"The model predicts class {classes.max()}, but {self.dataset_name} has {self._num_classes} "
-                    f"classes, numbered from 0. Set the number of classes of the model's head (NUM_CLASSES) to "
-                    f"{self._num_classes}."
+                    f"classes, numbered from 0. Set NUM_CLASSES of the model's head to {self._num_classes}."
                 )
             columns = (instances.pred_boxes.tensor.numpy(), instances.scores.numpy()[:, None], classes[:, None])
             self._image_ids.append(record["image_id"])
@@ -79,12 +68,14 @@ class DetectionCollector(DatasetEvaluator):
             ValueError: a detection is on an image that is not in the split.
         """
         comm.synchronize()
-        gathered = comm.gather((self._image_ids, _stack(self._tables), [len(t) for t in self._tables]), dst=0)
+        gathered = comm.gather((self._image_ids, [len(t) for t in self._tables], _stack(self._tables)), dst=0)
         if not comm.is_main_process():
             return OrderedDict()
-        image_ids = [image_id for ids, _, _ in gathered for image_id in ids]
-        counts = [n for _, _, number in gathered for n in number]
-        detections = _as_detections(_stack([table for _, table, _ in gathered]), counts)
+        ids, counts, tables = zip(*gathered)
+        image_ids, table = list(chain(*ids)), _stack(tables)
+        image = np.repeat(np.arange(len(image_ids)), list(chain(*counts)))
+        corners, score, category = np.split(table.astype(float), [4, 5], axis=1)
+        detections = Detections(image, category[:, 0].astype(np.int64), corners, score[:, 0])
         if self._file:  # before anything that can fail, because inference took long
             save_detections(self._file, detections, image_ids, self.dataset_name)
         truth = load_ground_truth(self.dataset_name)
@@ -107,22 +98,15 @@ class DetectionCollector(DatasetEvaluator):
                 f"Detections on image_id {unknown[0]!r}, which is not in {self.dataset_name}; the evaluator and the "
                 "data loader must have the same split."
             )
-        if len(set(image_ids)) < len(position):
+        if (found := len(set(image_ids))) < len(position):
             logger.warning(
-                f"{self.dataset_name}: detections were made on {len(set(image_ids))} of {len(position)} images; "
+                f"{self.dataset_name}: detections were made on {found} of {len(position)} images; "
                 "the others count as images without any detection."
             )
         if not len(detections):
             logger.warning(f"{self.dataset_name}: no detections at all, so every AP is 0.")
-        positions = np.array([position[i] for i in image_ids], dtype=np.int64)
-        return Detections(positions[detections.image], detections.category, detections.xyxy, detections.score)
+        return replace(detections, image=np.array([position[i] for i in image_ids], dtype=np.int64)[detections.image])
 
 
-def _stack(tables: Sequence[np.ndarray]) -> np.ndarray:
+def _stack(tables: Iterable[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.zeros((0, 6), dtype=np.float32), *tables])
-
-
-def _as_detections(table: np.ndarray, counts: Sequence[int]) -> Detections:
-    """Rows x0, y0, x1, y1, score, class of consecutive images, ``counts`` of each, as columns."""
-    image = np.repeat(np.arange(len(counts)), counts)
-    return Detections(image, table[:, 5].astype(np.int64), table[:, :4].astype(float), table[:, 4].astype(float))

@@ -24,6 +24,8 @@ from collections import OrderedDict
 import numpy as np
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
+from torch import from_numpy
+from torchvision.ops import box_iou
 
 from soma_det.evaluation.collector import DetectionCollector
 from soma_det.evaluation.detections import Detections, GroundTruth
@@ -91,26 +93,17 @@ def best_overlap(
     """
     overlap = np.zeros(len(boxes))
     match = np.full(len(boxes), -1, dtype=np.int64)
-    rows, truth_rows = np.argsort(image, kind="stable"), np.argsort(truth_image, kind="stable")
-    shared = np.intersect1d(image, truth_image)
-    for group, truth_group in zip(_groups(image[rows], shared), _groups(truth_image[truth_rows], shared)):
-        mine, theirs = rows[group], truth_rows[truth_group]
+    rows, truth_rows = _rows_of_each(image), _rows_of_each(truth_image)
+    for key in rows.keys() & truth_rows.keys():
+        mine, theirs = rows[key], truth_rows[key]
         iou = pairwise_iou(boxes[mine], truth_boxes[theirs])
-        best = iou.argmax(axis=1)
-        overlap[mine] = iou[np.arange(len(mine)), best]
-        match[mine] = theirs[best]
+        overlap[mine], match[mine] = iou.max(axis=1), theirs[iou.argmax(axis=1)]
     return overlap, match
 
 
 def pairwise_iou(boxes1: np.ndarray, boxes2: np.ndarray) -> np.ndarray:
     """(N, M) intersection over union of XYXY_ABS boxes (N, 4) and (M, 4); 0 where both are empty."""
-    top_left = np.maximum(boxes1[:, None, :2], boxes2[None, :, :2])
-    bottom_right = np.minimum(boxes1[:, None, 2:], boxes2[None, :, 2:])
-    intersection = np.prod(np.maximum(bottom_right - top_left, 0), axis=2)
-    area1 = np.prod(boxes1[:, 2:] - boxes1[:, :2], axis=1)
-    area2 = np.prod(boxes2[:, 2:] - boxes2[:, :2], axis=1)
-    union = area1[:, None] + area2[None, :] - intersection
-    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+    return np.nan_to_num(box_iou(from_numpy(boxes1), from_numpy(boxes2)).numpy())
 
 
 def class_hits(
@@ -148,7 +141,8 @@ def _first_claims(match: np.ndarray) -> np.ndarray:
     return first
 
 
-def _groups(sorted_values: np.ndarray, wanted: np.ndarray) -> list[slice]:
-    starts = np.searchsorted(sorted_values, wanted, side="left")
-    ends = np.searchsorted(sorted_values, wanted, side="right")
-    return [slice(a, b) for a, b in zip(starts, ends)]
+def _rows_of_each(values: np.ndarray) -> dict[int, np.ndarray]:
+    """Value -> the positions where it stands."""
+    order = np.argsort(values, kind="stable")
+    different, starts = np.unique(values[order], return_index=True)
+    return dict(zip(different.tolist(), np.split(order, starts[1:])))

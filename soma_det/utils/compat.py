@@ -12,7 +12,7 @@ import logging
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NoReturn
 
 import torch
@@ -50,9 +50,11 @@ def apply() -> None:
     Raises:
         ImportError: Detectron2 is not installed. The message holds the command that installs it.
     """
-    _require_detectron2()
+    if importlib.util.find_spec("detectron2") is None:
+        raise ImportError(INSTALL_HINT)
     _stub_compiled_extension()
-    _silence_deprecations()
+    for message in DEPRECATIONS:
+        warnings.filterwarnings("ignore", message=message)
 
 
 @contextlib.contextmanager
@@ -71,11 +73,6 @@ def ddp_on(device: str) -> Iterator[None]:
         yield
     finally:
         defaults.create_ddp_model = create
-
-
-def _require_detectron2() -> None:
-    if importlib.util.find_spec("detectron2") is None:
-        raise ImportError(INSTALL_HINT)
 
 
 def _stub_compiled_extension() -> None:
@@ -113,10 +110,7 @@ class _MissingExtension(types.ModuleType):
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):  # what the import system and inspect look up
             raise AttributeError(name)
-        raise RuntimeError(
-            f"detectron2._C.{name} needs Detectron2's compiled extension, which is not installed here. "
-            "Install Detectron2 from source to use it: https://detectron2.readthedocs.io/tutorials/install.html"
-        )
+        _refuse(f"detectron2._C.{name}")
 
 
 def _define_rotated_ops() -> None:
@@ -125,16 +119,11 @@ def _define_rotated_ops() -> None:
         qualified = f"detectron2::{name}"
         if not hasattr(torch.ops.detectron2, name):
             torch.library.define(qualified, signature)
-            torch.library.impl(qualified, "CompositeExplicitAutograd", _missing_op(qualified))
+            torch.library.impl(qualified, "CompositeExplicitAutograd", functools.partial(_refuse, qualified))
 
 
-def _missing_op(name: str) -> Callable[..., NoReturn]:
-    def op(*args: object) -> NoReturn:
-        raise RuntimeError(f"{name} needs Detectron2's compiled extension, which is not installed here.")
-
-    return op
-
-
-def _silence_deprecations() -> None:
-    for message in DEPRECATIONS:
-        warnings.filterwarnings("ignore", message=message)
+def _refuse(op: str, *args: object) -> NoReturn:
+    raise RuntimeError(
+        f"{op} needs Detectron2's compiled extension, which is not installed here. "
+        "Install Detectron2 from source to use it: https://detectron2.readthedocs.io/tutorials/install.html"
+    )

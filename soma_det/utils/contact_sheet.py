@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.font_manager import FontProperties, findfont
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from soma_det.utils.visualizer import class_colors
 
@@ -43,23 +43,10 @@ def contact_sheet(
         header_font = _fitting_font(draw, header, cell_width)
         draw.text((left + cell[0] / 2, line / 2), header, TEXT_COLOR, header_font, anchor="mm")
         for r, image in enumerate(images):
-            sheet.paste(_fit(image, cell), (left, line + r * (cell[1] + gap)))
+            fitted = ImageOps.pad(Image.fromarray(image), cell, Image.Resampling.LANCZOS, FAINT_COLOR)
+            sheet.paste(fitted, (left, line + r * (cell[1] + gap)))
     _draw_legend(draw, legend, font, sheet.width / 2, height - (line + gap) / 2)
     return np.array(sheet)
-
-
-def _fit(image: np.ndarray, cell: tuple[int, int]) -> Image.Image:
-    """The image scaled to fit into a cell (width, height), the rest of which is filled up."""
-    height, width = image.shape[:2]
-    if (width, height) == cell:
-        return Image.fromarray(image)
-    scale = min(cell[0] / width, cell[1] / height)
-    scaled = Image.fromarray(image).resize(
-        (max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.LANCZOS
-    )
-    filled = Image.new("RGB", cell, FAINT_COLOR)
-    filled.paste(scaled, ((cell[0] - scaled.width) // 2, (cell[1] - scaled.height) // 2))
-    return filled
 
 
 @functools.lru_cache

@@ -8,8 +8,6 @@ from pathlib import Path
 import cv2
 import torch
 
-MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container, on Linux
-
 
 def count_cores() -> int:
     """CPU cores, as far as the system tells which this process may use."""
@@ -29,13 +27,6 @@ def cpu_name() -> str:
 def has_amx() -> bool:
     """Whether the CPU has instructions for products of matrices in bfloat16 (Intel AMX)."""
     return torch.cpu._is_amx_tile_supported()  # torch has no public name for it
-
-
-def memory_bytes() -> int:
-    """The machine's memory, or its container's where that is less."""
-    limits = [Path(path).read_text().strip() for path in MEMORY_LIMITS if os.path.isfile(path)]
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([machine, *(int(limit) for limit in limits if limit.isdigit())])
 
 
 def use_one_core(_worker: int = 0) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import VisImage, Visualizer
+from matplotlib.colors import to_rgb
 from matplotlib.patheffects import withStroke
 
 from soma_det.data.datasets.voc_xml import UNREADABLE_IMAGE
@@ -28,7 +29,7 @@ LABEL_PAD = 2.0  # pixels around the text of a label
 
 def class_colors(num_classes: int) -> list[Color]:
     """One fixed color per class; beyond the palette's seven, hues spread by the golden ratio."""
-    named = [_from_hex(color) for color in PALETTE[:num_classes]]
+    named = [to_rgb(color) for color in PALETTE[:num_classes]]
     return named + [colorsys.hsv_to_rgb(i * 0.618034 % 1, 0.65, 0.95) for i in range(len(PALETTE), num_classes)]
 
 
@@ -128,8 +129,7 @@ def draw_detections(
         width: of the drawing in pixels; 0 takes that of the image, but at least DRAWING_WIDTH.
     """
     kept = detections[detections.scores >= confidence_threshold]
-    visualizer = BoxVisualizer(image, classes, _scale(image, width))
-    return visualizer.draw_instance_predictions(kept).get_image()
+    return BoxVisualizer(image, classes, _scale(image, width)).draw_instance_predictions(kept).get_image()
 
 
 def draw_ground_truth(image: np.ndarray, record: Mapping, classes: Sequence[str], width: int = 0) -> np.ndarray:
@@ -147,11 +147,6 @@ def read_rgb(path: str | os.PathLike) -> np.ndarray:
         return np.ascontiguousarray(read_image(os.fspath(path), format="RGB"))
     except UNREADABLE_IMAGE as error:
         raise OSError(f"Cannot read the image {path}: {error}") from error
-
-
-def _from_hex(color: str) -> Color:
-    red, green, blue = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
-    return red, green, blue
 
 
 def _scale(image: np.ndarray, width: int) -> float:

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 
 from safetensors import SafetensorError, safe_open
 
-IMG_SIZE = (
-    "img_size"  # [H, W] in pixels that the position embeddings are for; timm takes them as square where it is missing
-)
+# [H, W] in pixels that the position embeddings are for; timm takes them as square where it is missing.
+IMG_SIZE = "img_size"
 PIXEL_MEAN = "pixel_mean"  # of each channel in RGB, gray levels 0..255: images were normalized by it in the pretraining
 PIXEL_STD = "pixel_std"
 KEYS = (IMG_SIZE, PIXEL_MEAN, PIXEL_STD)

@@ -1,6 +1,7 @@
 """Images without labels: found in a folder, decoded once, cropped by seed and iteration."""
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from soma_det.utils.machine import count_cores, init_worker, memory_bytes
+from soma_det.utils.machine import count_cores, init_worker
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ WEATHER_FOLDER, MOMENTS = "weather", ("moment0", "moment1", "moment2")
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _ORDER, _CROPS = 0, 1  # streams of random numbers
 _DECODED_AT_ONCE = 64  # images
+_MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container, on Linux
 
 
 class Batch(NamedTuple):
@@ -90,7 +92,7 @@ class ImageStream(Dataset):
         self.paths = [[path, *(_companion(path, Path(root), folder) for folder in companions)] for path in paths]
         self.prepare, self.batch_size, self.seed = prepare, batch, seed
         self.crop_size, self.scales = tuple(crop_size), tuple(scales)
-        self.longest, self.room = longest, min(8 << 30, memory_bytes() // 2) if memory is None else memory
+        self.longest, self.room = longest, min(8 << 30, _memory_bytes() // 2) if memory is None else memory
         self._kept: dict[Path, np.ndarray] = {}
         logger.info(
             "%d images below %s%s", len(paths), root, f", with {len(companions)} others each" * bool(companions)
@@ -194,3 +196,10 @@ def _cut(image: np.ndarray, size: Sequence[int], scale: float, place: np.ndarray
     window = image[top : top + rows, left : left + columns]
     crop = cv2.resize(window, (size[1], size[0]), interpolation=cv2.INTER_AREA if scale < 1.0 else cv2.INTER_LINEAR)
     return cv2.flip(crop, 1) if flip else crop
+
+
+def _memory_bytes() -> int:
+    """The machine's memory, or its container's where that is less."""
+    limits = [Path(path).read_text().strip() for path in _MEMORY_LIMITS if os.path.isfile(path)]
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *(int(limit) for limit in limits if limit.isdigit())])

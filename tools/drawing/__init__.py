@@ -1,0 +1,1 @@
+"""What visualize.py draws on: splits of a data set and videos."""
