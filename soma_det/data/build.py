@@ -1,11 +1,12 @@
 """Loaders for training and evaluation. The stream of training images depends on nothing but the seed.
 
-Every image of the training stream has a position: iteration k of a run with batches of B images in all processes
-together consists of positions k B to (k + 1) B - 1. Which image that is and how it is augmented follows from the seed
-and the position alone. So a run goes on exactly where it stopped, with any number of worker processes.
+Every image of the training stream has a position: iteration k with batches of B images in all processes together takes
+the positions k B to (k + 1) B - 1. Seed and position alone say which image that is and how it is augmented, so a run
+goes on exactly where it stopped, with any number of worker processes.
 """
 
 import contextlib
+import itertools
 import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 MAX_UNREADABLE_IN_A_ROW = 20
 
+Mapper = Callable[[dict], dict]
+
 
 def build_train_loader(cfg: CfgNode) -> "TrainLoader":
     """The training stream of DATASETS.TRAIN, in batches of SOLVER.IMS_PER_BATCH images over all processes.
@@ -38,14 +41,12 @@ def build_train_loader(cfg: CfgNode) -> "TrainLoader":
     if not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty: name at least one data set to train on.")
     check_data_exists([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-    records = get_detection_dataset_dicts(
-        list(cfg.DATASETS.TRAIN), filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    )
+    records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
     return TrainLoader(
         records,
         WeatherMapper(cfg, is_train=True),
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
-        seed=_shared_seed(cfg.SEED),
+        seed=cfg.SEED if cfg.SEED >= 0 else _draw_seed(),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
 
@@ -85,31 +86,22 @@ def equal_size_batches(indices: Iterable[int], sizes: Sequence[tuple], limit: in
 class TrainLoader:
     """Endless batches, each a list of mapped images, starting at iteration ``start_iteration``.
 
-    Nothing is read, and no worker process started, before the first batch is asked for: Detectron2's trainer makes its
-    iterator before it knows at which iteration a resumed training goes on. Set ``start_iteration`` before that.
+    Nothing is read before the first batch is asked for: Detectron2's trainer makes its iterator before it knows at
+    which iteration a resumed training goes on. Set ``start_iteration`` in between.
 
     Args:
         records: Detectron2 standard dicts.
         mapper: turns a record into a model's input; raises UnreadableImageError for one to leave out.
         total_batch_size: images in an iteration over all processes; each process gets an equal share.
         seed: not negative, and the same in all processes.
-        num_workers: worker processes that read and augment; 0 for none.
     """
 
-    def __init__(
-        self,
-        records: list[dict],
-        mapper: Callable[[dict], dict],
-        *,
-        total_batch_size: int,
-        seed: int,
-        num_workers: int = 0,
-    ):
+    def __init__(self, records: list[dict], mapper: Mapper, *, total_batch_size: int, seed: int, num_workers: int = 0):
         world_size = comm.get_world_size()
         if total_batch_size < 1 or total_batch_size % world_size:
             raise ValueError(
-                f"SOLVER.IMS_PER_BATCH is {total_batch_size}, which {world_size} processes cannot share equally: set "
-                f"it to a multiple of {world_size}, or change the number of processes."
+                f"SOLVER.IMS_PER_BATCH is {total_batch_size}, which {world_size} processes cannot share equally: set it "
+                f"to a multiple of {world_size}."
             )
         self.total_batch_size = total_batch_size
         self.seed = seed
@@ -120,31 +112,23 @@ class TrainLoader:
         self.dataset = _StreamDataset(DatasetFromList(records, copy=False), mapper, seed)
 
     def __iter__(self) -> Iterator[list[dict]]:
-        sampler = PositionSampler(
-            len(self.dataset),
-            self.seed,
-            start=self.start_iteration * self.total_batch_size + comm.get_rank(),
-            step=comm.get_world_size(),
-        )
-        # Not Detectron2's build_batch_data_loader: versions before July 2023, 0.6 among them, deal single images to the
-        # workers, which fill batches of their own. What is in a batch would depend on the number of workers.
+        world_size = comm.get_world_size()
+        start = self.start_iteration * self.total_batch_size + comm.get_rank()
+        sampler = PositionSampler(len(self.dataset), self.seed, start=start, step=world_size)
+        # Not Detectron2's build_batch_data_loader, which has a worker_init_fn of its own.
         batches = DataLoader(
             self.dataset,
-            batch_sampler=BatchSampler(sampler, self.total_batch_size // comm.get_world_size(), drop_last=True),
+            batch_sampler=BatchSampler(sampler, self.total_batch_size // world_size, drop_last=True),
             num_workers=self.num_workers,
             collate_fn=trivial_batch_collator,
             worker_init_fn=use_one_core,
             generator=torch.Generator(),  # or it would draw from, and so move on, the model's random numbers
         )
         for batch in batches:
-            self._log_skipped(batch)
-            yield batch
-
-    def _log_skipped(self, batch: list[dict]) -> None:
-        for sample in batch:
-            for message in sample.pop("skipped_files"):
+            for message in (message for sample in batch for message in sample.pop("skipped_files")):
                 self.skipped += 1
                 logger.warning(f"{message}. Took the next image instead; {self.skipped} left out so far.")
+            yield batch
 
 
 class PositionSampler(Sampler):
@@ -157,21 +141,19 @@ class PositionSampler(Sampler):
         self.size, self.seed, self.start, self.step = size, seed, start, step
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch, order = -1, []
-        position = self.start
-        while True:
-            if position // self.size != epoch:
-                epoch = position // self.size
+        ordered = -1  # the epoch that `order` is of
+        for position in itertools.count(self.start, self.step):
+            epoch, place = divmod(position, self.size)
+            if epoch != ordered:
                 generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
-                order = torch.randperm(self.size, generator=generator).tolist()
-            yield position, order[position % self.size]
-            position += self.step
+                ordered, order = epoch, torch.randperm(self.size, generator=generator).tolist()
+            yield position, order[place]
 
 
 class _StreamDataset(Dataset):
     """Maps (position, index) to an augmented image; the next readable one replaces an unreadable one."""
 
-    def __init__(self, records: DatasetFromList, mapper: Callable[[dict], dict], seed: int):
+    def __init__(self, records: DatasetFromList, mapper: Mapper, seed: int):
         self.records, self.mapper, self.seed = records, mapper, seed
 
     def __len__(self) -> int:
@@ -184,10 +166,9 @@ class _StreamDataset(Dataset):
             try:
                 with _seeded(_mix(self.seed, position)):
                     sample = self.mapper(self.records[(index + len(skipped)) % len(self)])
+                return {**sample, "skipped_files": skipped}
             except UnreadableImageError as error:
                 skipped.append(str(error))
-            else:
-                return {**sample, "skipped_files": skipped}
         raise UnreadableImageError(f"{len(skipped)} images in a row are unreadable. The first: {skipped[0]}")
 
 
@@ -211,9 +192,7 @@ def _mix(seed: int, number: int) -> int:
     return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
 
 
-def _shared_seed(seed: int) -> int:
-    if seed >= 0:
-        return seed
+def _draw_seed() -> int:
     seed = comm.shared_random_seed()
-    logger.info(f"SEED is negative: drew {seed}. To resume this run exactly, or to repeat it, set SEED to {seed}.")
+    logger.info(f"SEED is negative: drew {seed}. To resume or repeat this run exactly, set SEED to {seed}.")
     return seed

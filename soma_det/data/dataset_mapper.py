@@ -22,24 +22,22 @@ class WeatherMapper(DatasetMapper):
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
         """The keyword arguments that the config stands for."""
+        settings = cfg.INPUT
         if not is_train:
-            augmentations = build_test_augmentation(min_size=cfg.INPUT.MIN_SIZE_TEST, max_size=cfg.INPUT.MAX_SIZE_TEST)
-        elif cfg.INPUT.RANDOM_FLIP not in ("horizontal", "none"):
-            raise ValueError(f'INPUT.RANDOM_FLIP is {cfg.INPUT.RANDOM_FLIP!r}: choose "horizontal" or "none".')
+            augmentations = build_test_augmentation(min_size=settings.MIN_SIZE_TEST, max_size=settings.MAX_SIZE_TEST)
+        elif settings.RANDOM_FLIP not in ("horizontal", "none"):
+            raise ValueError(f'INPUT.RANDOM_FLIP is {settings.RANDOM_FLIP!r}: choose "horizontal" or "none".')
         else:
             augmentations = build_train_augmentation(
-                scale_range=cfg.INPUT.AUGMENTATION.SCALE_RANGE,
-                crop_size=cfg.INPUT.AUGMENTATION.CROP_SIZE,
-                photometric=cfg.INPUT.AUGMENTATION.PHOTOMETRIC,
-                flip=cfg.INPUT.RANDOM_FLIP == "horizontal",
+                scale_range=settings.AUGMENTATION.SCALE_RANGE,
+                crop_size=settings.AUGMENTATION.CROP_SIZE,
+                photometric=settings.AUGMENTATION.PHOTOMETRIC,
+                flip=settings.RANDOM_FLIP == "horizontal",
             )
-        return dict(is_train=is_train, augmentations=augmentations, image_format=cfg.INPUT.FORMAT)
+        return dict(is_train=is_train, augmentations=augmentations, image_format=settings.FORMAT)
 
     def __call__(self, dataset_dict: dict) -> dict:
-        """
-        Raises:
-            UnreadableImageError: the image cannot be read.
-        """
+        """Raises an UnreadableImageError if the image cannot be read."""
         try:
             return super().__call__(dataset_dict)
         except UNREADABLE_IMAGE as error:

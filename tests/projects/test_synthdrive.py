@@ -230,6 +230,6 @@ def test_tiny_images_are_refused():
 
 
 def test_domains_are_those_of_the_weather_effects():
-    from soma_det.data.transforms.weather import DOMAIN_EFFECTS
+    from weather_formation import DOMAIN_EFFECTS
 
-    assert DOMAINS == tuple(DOMAIN_EFFECTS)
+    assert tuple(DOMAIN_EFFECTS) == DOMAINS

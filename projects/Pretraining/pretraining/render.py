@@ -8,12 +8,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from synthdrive.generate import DOMAINS
-from synthdrive.scene import render_departures, render_scene
-from soma_det.data.transforms.weather import apply_weather
+from pretraining.images import MOMENTS, WEATHER_FOLDER
 from soma_det.utils.files import write_bytes
 from soma_det.utils.machine import count_cores, init_worker
-from pretraining.images import MOMENTS, WEATHER_FOLDER
+from synthdrive.generate import DOMAINS
+from synthdrive.scene import render_departures, render_scene
+from weather_formation import apply_weather
 
 _QUALITY = 92
 _APART = (len(DOMAINS), 4)  # SynthDrive's own scenes have their domain and split here, with smaller numbers

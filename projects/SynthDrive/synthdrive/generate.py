@@ -11,11 +11,11 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from synthdrive.scene import Scene, render_scene
-from synthdrive.voc import annotation_xml, write_list
-from soma_det.data.transforms.weather import apply_weather
 from soma_det.utils.files import write_bytes
 from soma_det.utils.machine import count_cores, init_worker
+from synthdrive.scene import Scene, render_scene
+from synthdrive.voc import annotation_xml, write_list
+from weather_formation import apply_weather
 
 logger = logging.getLogger(__name__)
 

@@ -34,8 +34,7 @@ def _find_fault(content: object) -> str:
         fault = _find_fault_of_part(content.get(part), part, keys)
         if fault:
             return fault
-    known = {category["id"] for category in content["categories"]}
-    unknown = {annotation["category_id"] for annotation in content["annotations"]} - known
+    unknown = {box["category_id"] for box in content["annotations"]} - {of["id"] for of in content["categories"]}
     return f"it has boxes of the categories {sorted(unknown)}, which it does not list" if unknown else ""
 
 

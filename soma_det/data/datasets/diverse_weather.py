@@ -9,7 +9,7 @@ Self-Distillation", CVPR 2022, https://github.com/AmingWu/Single-DGOD. Nothing i
 import logging
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,16 +42,14 @@ def load_voc_domain(root: str | Path, domain: str, split: str, classes: Sequence
     """Load one split of one weather domain as Detectron2 standard dicts.
 
     Args:
-        root: the folder that holds the domains.
         domain: a domain's name; case, hyphens, underscores and spaces of the folder's name do not matter.
         split: a list in ``ImageSets/Main``, without ".txt".
-        classes: class names in the order of their category ids; case does not matter. Objects of other classes are left
-            out and counted.
+        classes: class names in the order of their category ids; case does not matter.
 
     Returns:
-        a dict for each listed image that has an image and an annotation file: file_name, image_id (the file's stem),
-        height, width (pixels, after EXIF orientation), annotations (bbox in BoxMode.XYXY_ABS, category_id).
-        What was repaired, left out or skipped is logged in one line.
+        a dict for each usable image: file_name, image_id (the file's stem), height, width (pixels, after EXIF
+        orientation), annotations (bbox in BoxMode.XYXY_ABS, category_id). What was repaired, left out (also objects of
+        other classes) or skipped is logged in one line.
 
     Raises:
         FileNotFoundError: the root, the domain's folder or the list does not exist.
@@ -63,8 +61,8 @@ def load_voc_domain(root: str | Path, domain: str, split: str, classes: Sequence
     ids = _read_list(list_file, report)
     reader = _DevkitReader(list_file.parents[2], classes, report)
     logger.info(f"Reading {len(ids)} annotation files of {report.name} ...")
-    show = None if comm.is_main_process() else True  # None: only where stderr is a terminal
-    progress = tqdm(ids, desc=f"{domain}/{split}", unit="file", delay=3, disable=show)
+    hide = None if comm.is_main_process() else True  # None: where stderr is not a terminal
+    progress = tqdm(ids, desc=f"{domain}/{split}", unit="file", delay=3, disable=hide)
     records = [record for image_id in progress if (record := reader.read(image_id)) is not None]
     report.check(classes)
     report.log()
@@ -72,11 +70,7 @@ def load_voc_domain(root: str | Path, domain: str, split: str, classes: Sequence
 
 
 def find_list(root: str | Path, domain: str, split: str) -> Path:
-    """The file that lists the images of a split.
-
-    Raises:
-        FileNotFoundError: naming what is missing, what is there instead, and the remedy.
-    """
+    """The file that lists the images of a split; a FileNotFoundError names what is missing and what is there."""
     main = find_domain_folder(root, domain) / DEVKIT / "ImageSets" / "Main"
     path = main / f"{split}.txt"
     if not path.is_file():
@@ -115,7 +109,7 @@ class LoadReport:
     boxes: Counter = field(default_factory=Counter)  # class name: boxes kept
     unknown: Counter = field(default_factory=Counter)  # class name: objects left out
     faults: Counter = field(default_factory=Counter)  # kind: objects or list entries
-    skipped: dict[str, list[str]] = field(default_factory=dict)  # kind: image ids
+    skipped: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # kind: image ids
 
     def check(self, classes: Sequence[str]) -> None:
         """Raise if too much was skipped or no box is left; see :func:`load_voc_domain`."""
@@ -123,8 +117,7 @@ class LoadReport:
         if count > MAX_SKIPPED_SHARE * self.listed:
             raise OSError(
                 f"{count} of the {self.listed} images listed for {self.name} cannot be used, more than "
-                f"{MAX_SKIPPED_SHARE:.0%}: {self._skipped_words()}. The copy seems incomplete: unpack it again, or "
-                "take these names off the list."
+                f"{MAX_SKIPPED_SHARE:.0%}: {self._skipped_words()}. Complete the copy, or shorten the list."
             )
         if not self.boxes:
             raise ValueError(
@@ -155,19 +148,17 @@ class _DevkitReader:
     """Reads images of one devkit by id and keeps the report."""
 
     def __init__(self, devkit: Path, classes: Sequence[str], report: LoadReport):
-        self.annotations = devkit / "Annotations"
-        self.images = devkit / "JPEGImages"
+        self.annotations, self.images, self.report = devkit / "Annotations", devkit / "JPEGImages", report
         self.classes = {name.casefold(): (index, name) for index, name in enumerate(classes)}
-        self.report = report
         self.files = _image_files(self.images)  # one listing instead of a look-up for each image and suffix
 
     def read(self, image_id: str) -> dict | None:
-        """The record of an image, or None if it has to be skipped."""
+        """The record of an image; None, noted in the report, if it cannot be used."""
         record = self._read(image_id)
-        if isinstance(record, dict):
-            return record
-        self.report.skipped.setdefault(record, []).append(image_id)
-        return None
+        if isinstance(record, str):
+            self.report.skipped[record].append(image_id)
+            return None
+        return record
 
     def _read(self, image_id: str) -> dict | str:
         """The record of an image, or why there is none."""
@@ -189,20 +180,17 @@ class _DevkitReader:
 
     def _annotations(self, objects: list[tuple[str, Box]], width: int, height: int) -> Iterable[dict]:
         for written_name, written_box in objects:
-            if written_name.casefold() not in self.classes:
-                self.report.unknown[written_name] += 1
-                continue
-            category_id, name = self.classes[written_name.casefold()]
-            box = to_detectron2_box(written_box, width, height, self.report.faults)
-            if box is not None:
+            category_id, name = self.classes.get(written_name.casefold(), (None, written_name))
+            if category_id is None:
+                self.report.unknown[name] += 1
+            elif box := to_detectron2_box(written_box, width, height, self.report.faults):
                 self.report.boxes[name] += 1
                 yield dict(bbox=box, bbox_mode=BoxMode.XYXY_ABS, category_id=category_id)
 
 
 def _read_list(path: Path, report: LoadReport) -> list[str]:
     """The image ids of a list, each once: evaluators look ground truth up by id."""
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    lines = [line for line in lines if line]
+    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     ids = list(dict.fromkeys(lines))
     if not ids:
         raise ValueError(f"The list {path} names no images. {REMEDY}")

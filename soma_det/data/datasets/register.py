@@ -1,8 +1,8 @@
 """Registers data sets in Detectron2's catalogs: weather domains in VOC layout, and COCO json files.
 
 Registering weather domains reads no annotations and needs no data on disk; the files of DATASETS.COCO_JSON are checked.
-MetadataCatalog holds, of each data set: thing_classes; domain, the label of its weather, where one is known; and
-source, what it was registered from.
+MetadataCatalog holds, of each data set: thing_classes; domain, the label of its weather, where one is known; and under
+SOURCE what this module registered it from.
 """
 
 import difflib
@@ -19,6 +19,7 @@ from detectron2.data.datasets import register_coco_instances
 from soma_det.data.datasets.coco_json import read_classes
 from soma_det.data.datasets.diverse_weather import DEVKIT, find_domain_folder, find_list, load_voc_domain
 
+SOURCE = "soma_det_source"
 SPLITS = ("train", "test")  # always registered, so that a missing list is reported when it is asked for
 
 
@@ -31,33 +32,21 @@ class WeatherSource(NamedTuple):
     classes: tuple[str, ...]
 
 
-class CocoSource(NamedTuple):
-    """Where a data set with COCO annotations comes from."""
-
-    json_file: str
-    image_root: str
-    domain: str | None
-    modified: int  # time, nanoseconds
-
-
 def register_from_config(cfg: CfgNode) -> None:
     """Register DATASETS.WEATHER and DATASETS.COCO_JSON, and check DATASETS.TRAIN and DATASETS.TEST against them.
 
     Raises:
         FileNotFoundError: a file or folder of DATASETS.COCO_JSON does not exist.
-        ValueError: an entry of DATASETS.COCO_JSON is malformed; a name in TRAIN or TEST is not registered; or a data
-            set has another number of classes than the model, or other classes than the first.
+        ValueError: an entry of DATASETS.COCO_JSON is malformed; a name in TRAIN or TEST is not registered; or a data set
+            has another number of classes than the model, or other classes than the first.
     """
     weather = cfg.DATASETS.WEATHER
     names = register_weather_datasets(weather.PREFIX, weather_root(weather.ROOT), weather.DOMAINS, weather.CLASSES)
     for entry in cfg.DATASETS.COCO_JSON:
-        _check_coco_entry(entry)
+        _check_entry(entry)
         register_coco_json(*entry)
         names.append(entry[0])
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        _check_registered(name, names)
-        _check_classes(name, cfg)
-    _require_same_classes([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    _check_used(cfg, names)
 
 
 def weather_root(root: str = "") -> str:
@@ -69,43 +58,36 @@ def register_weather_datasets(prefix: str, root: str, domains: Sequence[str], cl
     """Register ``<prefix>_<domain>_<split>`` for the splits train, test and whatever lists the domains have on disk.
 
     The annotations are read when a data set is first asked for, and once in a process. Registering again with the same
-    arguments does nothing; with other arguments it replaces what was there.
+    arguments does nothing; with other arguments it replaces what was there. Returns the names.
 
     Args:
-        prefix: first part of the names.
         root: the folder that holds the domains, see :mod:`soma_det.data.datasets.diverse_weather`.
         domains: domains, spelled as they shall be in the names.
         classes: class names in the order of their category ids; case does not tell classes apart.
-
-    Returns:
-        the names.
 
     Raises:
         ValueError: no domain, no class, a class twice, or a name that other code has registered.
     """
     if not domains or not classes or len({name.casefold() for name in classes}) < len(classes):
         raise ValueError(
-            f"DATASETS.WEATHER needs DOMAINS, and CLASSES that differ by more than case; got {list(domains)}, "
-            f"{list(classes)}."
+            "DATASETS.WEATHER needs DOMAINS, and CLASSES that differ by more than case; "
+            f"got {list(domains)}, {list(classes)}."
         )
     root, classes = os.path.abspath(root), tuple(classes)
     names = []
     for domain in domains:
         for split in dict.fromkeys((*SPLITS, *_splits_on_disk(root, domain))):
-            names.append(f"{prefix}_{domain}_{split}")
-            source = WeatherSource(root, domain, split, classes)
-            if _make_room(names[-1], source):
-                DatasetCatalog.register(names[-1], functools.partial(_load_weather, source))
-                MetadataCatalog.get(names[-1]).set(
-                    thing_classes=list(classes), domain=domain, split=split, source=source
-                )
+            name, source = f"{prefix}_{domain}_{split}", WeatherSource(root, domain, split, classes)
+            if _make_room(name, source):
+                DatasetCatalog.register(name, lambda source=source: pickle.loads(_load_weather(source)))
+                metadata = dict(thing_classes=list(classes), domain=domain, split=split)
+                MetadataCatalog.get(name).set(**metadata, **{SOURCE: source})
+            names.append(name)
     return names
 
 
 def register_coco_json(name: str, json_file: str, image_root: str, domain: str | None = None) -> None:
-    """Register a data set with annotations in one COCO json file.
-
-    The file is read here, so that a broken one is found before a training and not at its first evaluation.
+    """Register a data set with annotations in one COCO json file. It is read now, so that a broken one is found early.
 
     Args:
         domain: label of the data set's weather in results; None for the data set's name.
@@ -116,32 +98,23 @@ def register_coco_json(name: str, json_file: str, image_root: str, domain: str |
     """
     for path, exists in ((json_file, os.path.isfile), (image_root, os.path.isdir)):
         if not exists(path):
-            raise FileNotFoundError(
-                f"Data set {name!r}: {os.path.abspath(path)} does not exist. See DATASETS.COCO_JSON."
-            )
-    source = CocoSource(json_file, image_root, domain, os.stat(json_file).st_mtime_ns)
+            raise FileNotFoundError(f"DATASETS.COCO_JSON, {name!r}: {os.path.abspath(path)} does not exist.")
+    source = (json_file, image_root, domain, os.stat(json_file).st_mtime_ns)
     if _make_room(name, source):
-        metadata = {"thing_classes": read_classes(json_file), "source": source}
+        metadata = {"thing_classes": read_classes(json_file), SOURCE: source}
         register_coco_instances(name, metadata | ({"domain": domain} if domain else {}), json_file, image_root)
 
 
 def check_data_exists(names: Sequence[str]) -> None:
-    """Raise a FileNotFoundError if the list of one of these weather data sets is missing; reads no annotations.
-
-    For the start of a training: a test set that is not there would otherwise be noticed at the first evaluation.
-    """
+    """Raise a FileNotFoundError if the list of one of these weather data sets is missing; reads no annotations."""
     for name in names:
-        source = MetadataCatalog.get(name).get("source")
+        source = MetadataCatalog.get(name).get(SOURCE)
         if isinstance(source, WeatherSource):
             find_list(source.root, source.domain, source.split)
 
 
-def _load_weather(source: WeatherSource) -> list[dict]:
-    return pickle.loads(_load_weather_once(source))
-
-
 @functools.cache
-def _load_weather_once(source: WeatherSource) -> bytes:
+def _load_weather(source: WeatherSource) -> bytes:
     # Detectron2 loads a data set each time it builds a loader or an evaluator. Kept as bytes, the records take a
     # fraction of the memory, forked loader workers do not copy them page by page, and every caller gets its own.
     return pickle.dumps(load_voc_domain(*source), protocol=-1)
@@ -155,62 +128,50 @@ def _splits_on_disk(root: str, domain: str) -> list[str]:
     return sorted(path.stem for path in main.glob("*.txt"))
 
 
-def _make_room(name: str, source: WeatherSource | CocoSource) -> bool:
+def _make_room(name: str, source: tuple) -> bool:
     """Whether ``name`` is free for ``source``, after removing what this module had registered there from another."""
-    registered = MetadataCatalog.get(name).get("source")
-    ours = isinstance(registered, (WeatherSource, CocoSource))
+    registered = MetadataCatalog.get(name).get(SOURCE)
     if name in DatasetCatalog:
         if registered == source:
             return False
-        if not ours:
+        if registered is None:
             raise ValueError(f"A data set {name!r} exists already: choose another name (or DATASETS.WEATHER.PREFIX).")
         DatasetCatalog.remove(name)
-    if ours:
+    if registered is not None:
         MetadataCatalog.remove(name)
     return True
 
 
-def _check_coco_entry(entry: object) -> None:
-    if (
-        isinstance(entry, (list, tuple))
-        and len(entry) in (3, 4)
-        and all(isinstance(word, str) and word for word in entry)
-    ):
-        return
-    raise ValueError(
-        f"DATASETS.COCO_JSON has the entry {entry!r}: write [name, json file, folder of images], and a domain as the "
-        "fourth item if you like."
-    )
-
-
-def _check_registered(name: str, names: Sequence[str]) -> None:
-    if name in DatasetCatalog:
-        return
-    near = difflib.get_close_matches(name, list(DatasetCatalog), n=1)
-    raise ValueError(
-        f"DATASETS.TRAIN or DATASETS.TEST names {name!r}, which is not registered."
-        + (f" Did you mean {near[0]!r}?" if near else "")
-        + f" From this config: {', '.join(sorted(names))}. Names are <PREFIX>_<domain>_<list> of DATASETS.WEATHER, or "
-        "those of DATASETS.COCO_JSON."
-    )
-
-
-def _check_classes(name: str, cfg: CfgNode) -> None:
-    head = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
-    number = cfg.MODEL[head].NUM_CLASSES
-    classes = MetadataCatalog.get(name).get("thing_classes") or []  # unknown for data sets registered elsewhere
-    if classes and len(classes) != number:
+def _check_entry(entry: object) -> None:
+    words = entry if isinstance(entry, (list, tuple)) else ()
+    if len(words) not in (3, 4) or not all(isinstance(word, str) and word for word in words):
         raise ValueError(
-            f"MODEL.{head}.NUM_CLASSES is {number}, but data set {name!r} has {len(classes)} classes: "
-            f"{', '.join(classes)}. Set NUM_CLASSES to {len(classes)}, or change the data set's classes."
+            f"DATASETS.COCO_JSON has the entry {entry!r}: write [name, json file, folder of images] or "
+            "[name, json file, folder of images, domain]."
         )
 
 
-def _require_same_classes(names: Sequence[str]) -> None:
-    """A model numbers its classes once: data sets that number them otherwise would be trained and scored wrongly."""
-    classes = {name: MetadataCatalog.get(name).get("thing_classes") for name in names}
-    classes = {name: list(of) for name, of in classes.items() if of}  # unknown for data sets registered elsewhere
+def _check_used(cfg: CfgNode, registered: Sequence[str]) -> None:
+    """All used data sets are registered and have the model's number of classes, in one order, or scores are wrong."""
+    used = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    for name in used:
+        if name not in DatasetCatalog:
+            near = difflib.get_close_matches(name, list(DatasetCatalog), n=1)
+            raise ValueError(
+                f"DATASETS.TRAIN or DATASETS.TEST names {name!r}, which is not registered."
+                + (f" Did you mean {near[0]!r}?" if near else "")
+                + f" DATASETS.WEATHER and DATASETS.COCO_JSON give {', '.join(sorted(registered))}."
+            )
+    head = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
+    number = cfg.MODEL[head].NUM_CLASSES
+    classes = {name: list(MetadataCatalog.get(name).get("thing_classes") or []) for name in used}
+    classes = {name: of for name, of in classes.items() if of}  # unknown for data sets registered elsewhere
     for name, of in classes.items():
+        if len(of) != number:
+            raise ValueError(
+                f"MODEL.{head}.NUM_CLASSES is {number}, but data set {name!r} has {len(of)} classes: {', '.join(of)}. "
+                f"Set NUM_CLASSES to {len(of)}, or change the data set's classes."
+            )
         first = next(iter(classes))
         if of != classes[first]:
             raise ValueError(

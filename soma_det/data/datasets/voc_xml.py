@@ -46,11 +46,9 @@ def image_size(path: str | Path) -> tuple[int, int]:
 def read_objects(path: str | Path, faults: Counter) -> list[tuple[str, Box]]:
     """The (class name, box) pairs of an annotation file.
 
-    Boxes are as written: (xmin, ymin, xmax, ymax), 1-based, inclusive.
-
-    Objects without a name or without four finite numbers are left out. Of doubled tags the first counts. Both are
-    counted in ``faults``. The flags "difficult" and "truncated" are not used: the weather benchmarks score on all
-    objects.
+    Boxes are as written: (xmin, ymin, xmax, ymax), 1-based, inclusive. Objects without a name or without four finite
+    numbers are left out. Of doubled tags the first counts. Both are counted in ``faults``. The flags "difficult" and
+    "truncated" are not used: the weather benchmarks score on all objects.
 
     Raises:
         OSError: the file does not exist or cannot be opened.
@@ -72,7 +70,7 @@ def to_detectron2_box(box: Box, width: int, height: int, faults: Counter) -> lis
     """A box of :func:`read_objects` as 0-based (x0, y0, x1, y1) in pixels (BoxMode.XYXY_ABS), inside the image.
 
     Swapped corners are put in order and what lies outside the image is cut off. None if the box is empty (xmax =
-    xmin - 1, or ymax = ymin - 1), or if nothing of it lies inside the image. All of this is counted in ``faults``.
+    xmin - 1, or ymax = ymin - 1) or outside the image. All of this is counted in ``faults``.
     """
     xmin, ymin, xmax, ymax = box
     sides = (xmax - xmin + 1, ymax - ymin + 1)
@@ -81,8 +79,7 @@ def to_detectron2_box(box: Box, width: int, height: int, faults: Counter) -> lis
         return None
     if min(sides) < 0:
         faults["boxes turned round"] += 1
-        xmin, xmax = sorted((xmin, xmax))
-        ymin, ymax = sorted((ymin, ymax))
+        (xmin, xmax), (ymin, ymax) = sorted((xmin, xmax)), sorted((ymin, ymax))
     moved = (xmin - 1, ymin - 1, xmax, ymax)
     x0, y0, x1, y1 = clipped = [min(max(value, 0.0), float(side)) for value, side in zip(moved, (width, height) * 2)]
     if x1 <= x0 or y1 <= y0:

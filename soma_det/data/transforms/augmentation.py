@@ -35,16 +35,13 @@ def build_train_augmentation(
     if len(crop_size) != 2 or min(crop_size) < 1:
         raise ValueError(f"INPUT.AUGMENTATION.CROP_SIZE is {list(crop_size)}: give [height, width] in pixels.")
     height, width = crop_size
-    augmentations: list[T.Augmentation] = [
-        T.ResizeScale(scale_range[0], scale_range[1], target_height=height, target_width=width),
+    return [
+        T.ResizeScale(*scale_range, target_height=height, target_width=width),
         T.RandomCrop("absolute", (height, width)),  # does nothing along a side that is already shorter
+        *([T.RandomFlip()] if flip else []),
+        PadRightBottom(height, width),
+        *([PhotometricDistortion()] if photometric else []),
     ]
-    if flip:
-        augmentations.append(T.RandomFlip())
-    augmentations.append(PadRightBottom(height, width, PAD_VALUE))
-    if photometric:
-        augmentations.append(PhotometricDistortion())
-    return augmentations
 
 
 def build_test_augmentation(*, min_size: int, max_size: int) -> list[T.Augmentation]:
@@ -56,20 +53,18 @@ def build_test_augmentation(*, min_size: int, max_size: int) -> list[T.Augmentat
         ValueError: ``max_size`` is smaller than ``min_size``, or a size is negative.
     """
     if not 0 <= min_size <= max_size:
-        raise ValueError(
-            f"INPUT.MIN_SIZE_TEST is {min_size} and MAX_SIZE_TEST {max_size}: give 0 <= MIN <= MAX, pixels."
-        )
-    return [T.ResizeShortestEdge([min_size, min_size], max_size, "choice")]
+        raise ValueError(f"INPUT.MIN_SIZE_TEST is {min_size} and MAX_SIZE_TEST {max_size}: give 0 <= MIN <= MAX.")
+    return [T.ResizeShortestEdge(min_size, max_size, "choice")]
 
 
 class PadRightBottom(T.Augmentation):
-    """Pads the right and the bottom of an image that is not larger than (height, width) to that size."""
+    """Pads an image that is not larger than (height, width) to that size, at the right and the bottom, with gray."""
 
-    def __init__(self, height: int, width: int, value: float):
+    def __init__(self, height: int, width: int):
         super().__init__()
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         """The padding that this image needs."""
         height, width = image.shape[:2]
-        return T.PadTransform(0, 0, self.width - width, self.height - height, width, height, pad_value=self.value)
+        return T.PadTransform(0, 0, self.width - width, self.height - height, width, height, pad_value=PAD_VALUE)

@@ -5,10 +5,15 @@ floats and clips nothing: gray levels may leave 0 to 255.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from detectron2.data import transforms as T
+
+BRIGHTNESS = 32.0  # gray levels, added or taken away at most
+CONTRAST = SATURATION = (0.5, 1.5)  # limits of the factors
+HUE = 18.0  # degrees, added or taken away at most
 
 
 class PhotometricDistortion(T.Augmentation):
@@ -17,51 +22,28 @@ class PhotometricDistortion(T.Augmentation):
     Contrast comes at random before or after saturation and hue. Takes RGB images (H, W, 3), uint8; gives float32.
     """
 
-    def __init__(
-        self,
-        brightness_delta: float = 32.0,  # gray levels
-        contrast_range: tuple[float, float] = (0.5, 1.5),
-        saturation_range: tuple[float, float] = (0.5, 1.5),
-        hue_delta: float = 18.0,  # degrees
-    ):
-        super().__init__()
-        self._init(locals())
-
     def get_transform(self, image: np.ndarray) -> "PhotometricTransform":
         """Draws the change of this image."""
         return PhotometricTransform(
-            brightness=_draw(-self.brightness_delta, self.brightness_delta, otherwise=0.0),
-            contrast=_draw(*self.contrast_range, otherwise=1.0),
-            saturation=_draw(*self.saturation_range, otherwise=1.0),
-            hue=_draw(-self.hue_delta, self.hue_delta, otherwise=0.0),
+            brightness=_draw(-BRIGHTNESS, BRIGHTNESS, otherwise=0.0),
+            contrast=_draw(*CONTRAST, otherwise=1.0),
+            saturation=_draw(*SATURATION, otherwise=1.0),
+            hue=_draw(-HUE, HUE, otherwise=0.0),
             contrast_first=bool(np.random.randint(2)),
             channels=np.random.permutation(3).tolist() if np.random.randint(2) else [0, 1, 2],
         )
 
 
-class PhotometricTransform(T.Transform):
-    """One fixed change of colors; moves nothing.
+@dataclass(eq=False)
+class PhotometricTransform(T.ColorTransform):
+    """One fixed change of colors; as a ColorTransform it moves no coordinates and changes no labels."""
 
-    Args:
-        brightness: gray levels to add.
-        contrast: factor of the gray levels.
-        saturation: factor of the saturation in HSV; above 1, saturation is limited to 1.
-        hue: degrees to add to the hue.
-        contrast_first: whether contrast comes before saturation and hue, or after.
-        channels: the order in which the channels come out.
-    """
-
-    def __init__(
-        self,
-        brightness: float,
-        contrast: float,
-        saturation: float,
-        hue: float,
-        contrast_first: bool,
-        channels: Sequence[int],
-    ):
-        super().__init__()
-        self._set_attributes(locals())
+    brightness: float  # gray levels to add
+    contrast: float  # factor of the gray levels
+    saturation: float  # factor of the saturation in HSV; above 1, saturation is limited to 1
+    hue: float  # degrees to add
+    contrast_first: bool  # contrast before saturation and hue, or after
+    channels: Sequence[int]  # the order in which the channels come out
 
     def apply_image(self, image: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 RGB -> the same with the change, float32, not clipped."""
@@ -73,14 +55,6 @@ class PhotometricTransform(T.Transform):
         if not self.contrast_first:
             image *= np.float32(self.contrast)
         return image[:, :, self.channels]
-
-    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Coordinates as they are."""
-        return coords
-
-    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Labels as they are: the default would change them as colors."""
-        return segmentation
 
 
 def _change_colors(image: np.ndarray, saturation: float, hue: float) -> np.ndarray:
