@@ -3,10 +3,9 @@
 from dataclasses import fields
 
 from detectron2.config import CfgNode as CN
-from detectron2.config import get_cfg
 
 from soma_det.adapters import ADAPTERS, AdapterConfig, describe_adapters
-from soma_det.config.defaults import add_soma_config
+from soma_det.config.defaults import default_cfg, flatten
 
 # Meta architectures that add the losses of adapters to the detector's.
 WITH_AUXILIARY_LOSSES = ("AdaptedRCNN", "AdaptedRetinaNet")
@@ -30,18 +29,16 @@ def adapter_config(cfg: CN) -> AdapterConfig:
 def check_adapter(cfg: CN) -> None:
     """Raise a ValueError where MODEL.ADAPTER is wrong, or sets an option that the chosen method does not have."""
     config = adapter_config(cfg)
-    default = get_cfg()
-    add_soma_config(default)
-    before, own = _flat(default.MODEL.ADAPTER), config.name.upper()
+    before, own = flatten(default_cfg().MODEL.ADAPTER), config.name.upper()
     options = [field.name.upper() for field in fields(config)]
     allowed = {"NAME", *options, *(f"{own}.{option}" for option in options)}
     allowed |= {"BLOCKS"} if config.takes_blocks else set()
     allowed |= {"TARGETS"} if config.takes_targets else set()
-    for key, value in _flat(cfg.MODEL.ADAPTER).items():
+    for key, value in flatten(cfg.MODEL.ADAPTER).items():
         if value != before[key] and key not in allowed:
             has = sorted(allowed & before.keys() - {"NAME"}) or "no options"
             raise ValueError(
-                f"MODEL.ADAPTER.{key} is set to {value!r}, which the method {config.name!r} does not have (it has {has}): "
+                f"MODEL.ADAPTER.{key} is {value!r}, which the method {config.name!r} does not have (it has {has}): "
                 f"leave it at {before[key]!r}, or choose another MODEL.ADAPTER.NAME."
             )
     if config.auxiliary_loss and cfg.MODEL.META_ARCHITECTURE not in WITH_AUXILIARY_LOSSES:
@@ -49,11 +46,3 @@ def check_adapter(cfg: CN) -> None:
             f"MODEL.ADAPTER.NAME {config.name!r} has a loss of its own, which MODEL.META_ARCHITECTURE "
             f"{cfg.MODEL.META_ARCHITECTURE!r} would leave out: set it to one of {WITH_AUXILIARY_LOSSES}."
         )
-
-
-def _flat(node: CN) -> dict[str, object]:
-    """{"RANK": 16, "MOA.EXPERTS": "kronecker", ...}"""
-    flat: dict[str, object] = {}
-    for key, value in node.items():
-        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, CN) else {key: value}
-    return flat

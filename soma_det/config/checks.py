@@ -7,10 +7,14 @@ import torch
 from detectron2.config import CfgNode as CN
 
 from soma_det.config.adapter import check_adapter
+from soma_det.config.defaults import flatten
 
 VIT_BACKBONE = "build_soma_vit_backbone"
-PATCH_SIZES = (8, 16)  # pixels: the feature pyramid makes stride 4 of them by transposed convolutions of stride 2
-MAP_NUMBERS = (1, 4)  # of MODEL.VIT.OUT_BLOCKS: simple pyramid, or a block for each of the levels p2..p5
+CHOICES = {
+    "SOLVER.AMP.DTYPE": ("float16", "bfloat16"),
+    "SOLVER.AMP.CPU": ("auto", "off"),
+    "INPUT.FORMAT": ("RGB", "BGR"),
+}
 
 
 def has_vit(cfg: CN) -> bool:
@@ -22,9 +26,11 @@ def check_cfg(cfg: CN) -> None:
     """Raise a ValueError for settings that contradict each other."""
     if has_vit(cfg):
         _check_vit(cfg)
-    _check_amp(cfg)
+    settings = flatten(cfg)
+    for key, choices in CHOICES.items():
+        if settings[key] not in choices:
+            raise ValueError(f"{key} is {settings[key]!r}: choose {' or '.join(map(repr, choices))}.")
     _check_solver(cfg)
-    _check_input(cfg)
     _check_test(cfg)
 
 
@@ -33,7 +39,9 @@ def check_device(cfg: CN) -> None:
     try:
         device = torch.device(cfg.MODEL.DEVICE)
     except RuntimeError as error:
-        raise ValueError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, which torch does not know: set it to cuda or cpu.") from error
+        raise ValueError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, which torch does not know: set it to cuda or cpu."
+        ) from error
     if device.type != "cuda":
         return
     if not torch.cuda.is_available():
@@ -69,32 +77,21 @@ def _check_vit(cfg: CN) -> None:
     vit = cfg.MODEL.VIT
     check_adapter(cfg)
     check_vit_name(vit.NAME)
-    if vit.PATCH_SIZE not in PATCH_SIZES:
-        raise ValueError(
-            f"MODEL.VIT.PATCH_SIZE is {vit.PATCH_SIZE}, and the strides of a pyramid are powers of 2: set 16 (or 8); "
-            "pretrained weights are resampled."
-        )
+    if vit.PATCH_SIZE not in (8, 16):  # the pyramid makes stride 4 of them by transposed convolutions of stride 2
+        raise ValueError(f"MODEL.VIT.PATCH_SIZE is {vit.PATCH_SIZE}: set 16 or 8; pretrained weights are resampled.")
     check_vit_size(vit.IMG_SIZE, vit.PATCH_SIZE)
-    if len(vit.OUT_BLOCKS) not in MAP_NUMBERS:
+    if len(vit.OUT_BLOCKS) not in (1, 4):
         raise ValueError(
             f"MODEL.VIT.OUT_BLOCKS has {len(vit.OUT_BLOCKS)} blocks: give 1 (simple pyramid) or 4 (one for each level)."
         )
 
 
-def _check_amp(cfg: CN) -> None:
-    amp, dtypes = cfg.SOLVER.AMP, ("float16", "bfloat16")
-    if amp.DTYPE not in dtypes:
-        raise ValueError(f"SOLVER.AMP.DTYPE is {amp.DTYPE!r}: choose one of {dtypes}.")
+def _check_solver(cfg: CN) -> None:
+    amp, clipping = cfg.SOLVER.AMP, cfg.SOLVER.CLIP_GRADIENTS
     if amp.ENABLED and cfg.MODEL.DEVICE == "cpu" and amp.DTYPE != "bfloat16":
         raise ValueError(
             "SOLVER.AMP.ENABLED in float16 needs CUDA: set SOLVER.AMP.DTYPE to bfloat16, or ENABLED to False."
         )
-    if amp.CPU not in ("auto", "off"):
-        raise ValueError(f"SOLVER.AMP.CPU is {amp.CPU!r}: choose 'auto' or 'off'.")
-
-
-def _check_solver(cfg: CN) -> None:
-    clipping = cfg.SOLVER.CLIP_GRADIENTS
     if clipping.ENABLED and clipping.CLIP_TYPE != "full_model":
         raise ValueError(
             f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clipping.CLIP_TYPE!r}: set it to 'full_model', since gradients are "
@@ -102,16 +99,9 @@ def _check_solver(cfg: CN) -> None:
         )
 
 
-def _check_input(cfg: CN) -> None:
-    if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
-        raise ValueError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}: choose 'RGB' or 'BGR'.")
-
-
 def _check_test(cfg: CN) -> None:
     if cfg.TEST.BATCH_SIZE < 1:
         raise ValueError(f"TEST.BATCH_SIZE is {cfg.TEST.BATCH_SIZE}: give the number of images, at least 1.")
-    source = cfg.DATASETS.SOURCE_TEST
-    if source and source not in cfg.DATASETS.TEST:
-        raise ValueError(
-            f"DATASETS.SOURCE_TEST is {source!r}, which is not in DATASETS.TEST {tuple(cfg.DATASETS.TEST)}."
-        )
+    source, sets = cfg.DATASETS.SOURCE_TEST, tuple(cfg.DATASETS.TEST)
+    if source and source not in sets:
+        raise ValueError(f"DATASETS.SOURCE_TEST is {source!r}, which is not in DATASETS.TEST {sets}.")

@@ -1,9 +1,27 @@
 """Every config key of this project in one place, with its default."""
 
+from collections.abc import Mapping
+
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
 
 DOMAINS = ("daytime_clear", "night_sunny", "dusk_rainy", "night_rainy", "daytime_foggy")
 CLASSES = ("bus", "bike", "car", "motor", "person", "rider", "truck")
+
+
+def default_cfg() -> CN:
+    """Detectron2's config with this project's keys, all at their defaults."""
+    cfg = get_cfg()
+    add_soma_config(cfg)
+    return cfg
+
+
+def flatten(node: Mapping, prefix: str = "") -> dict[str, object]:
+    """{"ADAPTER.RANK": 16, ...} of a config or a part of it."""
+    flat: dict[str, object] = {}
+    for key, value in node.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
 
 
 def add_soma_config(cfg: CN) -> None:

@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 
 import yaml
 from detectron2.config import CfgNode as CN
-from detectron2.config import get_cfg
 
 from soma_det.config.checks import check_cfg
-from soma_det.config.defaults import add_soma_config
+from soma_det.config.defaults import default_cfg, flatten
 from soma_det.config.pixels import fill_pixel_statistics
 
 REMOVED = {  # key of an earlier version -> what to do instead
@@ -24,8 +23,7 @@ def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CN:
     Raises:
         ValueError: a key does not exist, a value has a wrong type, or two settings contradict each other.
     """
-    cfg = get_cfg()
-    add_soma_config(cfg)
+    cfg = default_cfg()
     if len(opts) % 2:
         raise ValueError(f"Overrides come in pairs, KEY VALUE; these are {len(opts)} words: {list(opts)}")
     if config_file:
@@ -52,12 +50,5 @@ def _explain(error: Exception, cfg: CN) -> str:
     key = message.rsplit(" ", 1)[-1].strip("'\"")
     if key in REMOVED:
         return f"{key} was removed: {REMOVED[key]}"
-    near = difflib.get_close_matches(key, _keys(cfg), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(key, flatten(cfg), n=1, cutoff=0.5)
     return message + (f". Did you mean {near[0]}?" if near else "")
-
-
-def _keys(cfg: CN, prefix: str = "") -> list[str]:
-    keys: list[str] = []
-    for key, value in cfg.items():
-        keys += _keys(value, f"{prefix}{key}.") if isinstance(value, CN) else [prefix + key]
-    return keys

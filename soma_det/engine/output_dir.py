@@ -5,6 +5,8 @@ import os
 import yaml
 from detectron2.config import CfgNode
 
+from soma_det.config.defaults import flatten
+
 
 def check_output_dir(cfg: CfgNode, resume: bool) -> None:
     """Refuse a folder that holds another run, before anything in it is overwritten.
@@ -28,22 +30,14 @@ def check_output_dir(cfg: CfgNode, resume: bool) -> None:
 
 def _require_same_model(cfg: CfgNode, saved: str) -> None:
     with open(saved) as file:
-        before = _flat(yaml.safe_load(file)["MODEL"])
-    now = _flat(yaml.safe_load(cfg.dump())["MODEL"])
+        before = flatten(yaml.safe_load(file)["MODEL"])
+    now = flatten(yaml.safe_load(cfg.dump())["MODEL"])
     # Left out: keys that only one of two versions has, the device, and weights, all of which the checkpoint brings.
     common = now.keys() & before.keys() - {"WEIGHTS", "VIT.WEIGHTS", "DEVICE"}
-    different = sorted(key for key in common if now[key] != before[key])
+    different = (key for key in sorted(common) if now[key] != before[key])
     changed = [f"MODEL.{key} ({before[key]} before, {now[key]} now)" for key in different]
     if changed:
         raise ValueError(
             f"--resume: {', '.join(changed)} differ from {saved}, with which the checkpoints were made. "
             "Resume with that config, or train into another OUTPUT_DIR."
         )
-
-
-def _flat(node: dict, prefix: str = "") -> dict:
-    """{"ADAPTER.RANK": 16, ...}"""
-    flat: dict = {}
-    for key, value in node.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

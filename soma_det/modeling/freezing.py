@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 import torch
+from detectron2.config import CfgNode
 from torch import nn
 
 
@@ -30,6 +31,12 @@ def freeze(modules: Iterable[nn.Module]) -> None:
     for module in modules:
         module.requires_grad_(False)
         module.eval()
+
+
+def freeze_from_config(model: nn.Module, cfg: CfgNode) -> None:
+    """Freeze SOLVER.FREEZING.MODULES where that is for good."""
+    if cfg.SOLVER.FREEZING.UNTIL == 0:
+        freeze(match_modules(model, cfg.SOLVER.FREEZING.MODULES).values())
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -6,12 +6,14 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
+from torch import nn
 
+from soma_det.adapters import AdapterConfig, adapt
+from soma_det.config.adapter import adapter_config
 from soma_det.config.checks import has_vit
 from soma_det.config.pixels import check_pixel_statistics
-from soma_det.modeling.backbone.adaptation import adapt_from_config
 from soma_det.modeling.backbone.pretrained import check_weights
-from soma_det.modeling.backbone.pyramid import MultiBlockPyramid, SimplePyramid, build_pyramid
+from soma_det.modeling.backbone.pyramid import MultiBlockPyramid, SimplePyramid
 from soma_det.modeling.backbone.timm_vit import TimmViT, count_parameters, create_timm_vit
 
 logger = logging.getLogger(__name__)
@@ -35,10 +37,37 @@ def build_soma_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SimplePyram
     vit_cfg = cfg.MODEL.VIT
     vit = create_timm_vit(vit_cfg.NAME, _weights_to_load(cfg), vit_cfg.PATCH_SIZE, vit_cfg.IMG_SIZE, vit_cfg.DROP_PATH)
     vit.set_grad_checkpointing(vit_cfg.ACTIVATION_CHECKPOINTING)
-    adapt_from_config(vit, cfg)
+    _adapt(vit, cfg)
     logger.info("ViT: %d of %d parameters train", count_parameters(vit, trainable=True), count_parameters(vit))
-    return build_pyramid(TimmViT(vit, vit_cfg.OUT_BLOCKS), cfg.MODEL.PYRAMID.OUT_CHANNELS)
+    pyramid = SimplePyramid if len(vit_cfg.OUT_BLOCKS) == 1 else MultiBlockPyramid
+    return pyramid(TimmViT(vit, vit_cfg.OUT_BLOCKS), cfg.MODEL.PYRAMID.OUT_CHANNELS)
 
 
 def _weights_to_load(cfg: CfgNode) -> str:
     return "" if cfg.MODEL.WEIGHTS or torch.device(cfg.MODEL.DEVICE).type == "meta" else cfg.MODEL.VIT.WEIGHTS
+
+
+def _adapt(vit: nn.Module, cfg: CfgNode) -> None:
+    """Adapt the blocks beyond the frozen ones, in place; afterwards only what the method trains requires gradients."""
+    config = adapter_config(cfg)
+    if not cfg.MODEL.VIT.WEIGHTS and not cfg.MODEL.WEIGHTS and config.name != "full":
+        logger.warning("MODEL.ADAPTER %s on random weights preserves nothing: set MODEL.VIT.WEIGHTS.", config.name)
+    blocks = _blocks(cfg, config, len(vit.blocks))
+    with torch.random.fork_rng(devices=[]):  # so that pyramid and head start alike, whatever the method has drawn
+        names = adapt(vit, config, blocks, tuple(cfg.MODEL.ADAPTER.TARGETS), initialize=not cfg.MODEL.WEIGHTS)
+    logger.info("Adapter %s trains %d tensors", config.name, len(names))
+
+
+def _blocks(cfg: CfgNode, config: AdapterConfig, depth: int) -> list[int]:
+    """Blocks to adapt: as set, or by the method's habit among those that neither are frozen nor left uncomputed."""
+    frozen, blocks = cfg.MODEL.VIT.FROZEN_BLOCKS, list(cfg.MODEL.ADAPTER.BLOCKS)
+    if not 0 <= frozen <= depth:
+        raise ValueError(f"MODEL.VIT.FROZEN_BLOCKS is {frozen}, outside 0..{depth}, the number of blocks of this ViT.")
+    if any(block < frozen for block in blocks):
+        raise ValueError(f"MODEL.ADAPTER.BLOCKS {blocks} reaches into the {frozen} MODEL.VIT.FROZEN_BLOCKS.")
+    last = max((block % depth for block in cfg.MODEL.VIT.OUT_BLOCKS), default=depth - 1)
+    if any(last < block < depth for block in blocks):
+        raise ValueError(
+            f"MODEL.ADAPTER.BLOCKS {blocks}: blocks after {last}, the last of MODEL.VIT.OUT_BLOCKS, are not computed."
+        )
+    return blocks or config.usual_blocks(frozen, last)

@@ -53,9 +53,7 @@ def build_ibn_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     """
     norm = cfg.MODEL.RESNETS.NORM
     if not norm:
-        raise ValueError(
-            "MODEL.RESNETS.NORM is empty, and IBN-Net needs a batch normalization: set it to BN or SyncBN."
-        )
+        raise ValueError("MODEL.RESNETS.NORM is empty, and IBN-Net needs batch normalization: set it to BN or SyncBN.")
     resnet = build_resnet_backbone(cfg, input_shape)
     for stage in IBN_STAGES:
         for block in getattr(resnet, stage, ()):

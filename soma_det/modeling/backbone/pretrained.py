@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Callable
 
 from timm.models import load_checkpoint
 from torch import nn
@@ -42,23 +41,17 @@ def load_weights(model: nn.Module, name: str, path: str) -> None:
     Raises:
         RuntimeError: the file cannot be read, lacks weights, or has some of another model.
     """
+    # timm's translation for this class of models: names of other sources, sizes of patches and images.
+    translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     try:
-        missing, unexpected = load_checkpoint(model, path, strict=False, filter_fn=_filter_of(model)) or ((), ())
+        missing, unexpected = load_checkpoint(model, path, strict=False, filter_fn=translate) or ((), ())
     except Exception as error:  # timm's filters and torch each raise their own kinds
         raise RuntimeError(_does_not_fit(name, path, error)) from error
     missing = [key for key in missing if key.split(".")[0] not in HEADS]
     unexpected = [key for key in unexpected if key.split(".")[0] not in (*HEADS, "norm")]
-    if missing:
-        raise RuntimeError(_does_not_fit(name, path, f"{len(missing)} weights are missing, such as {missing[:3]}"))
-    if unexpected:
-        raise RuntimeError(
-            _does_not_fit(name, path, f"{len(unexpected)} of its weights have no place, such as {unexpected[:3]}")
-        )
-
-
-def _filter_of(model: nn.Module) -> Callable | None:
-    """timm's translation of weights of this class of models: names of other sources, sizes of patches and images."""
-    return getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    for keys, problem in ((missing, "weights are missing"), (unexpected, "of its weights have no place")):
+        if keys:
+            raise RuntimeError(_does_not_fit(name, path, f"{len(keys)} {problem}, such as {keys[:3]}"))
 
 
 def _does_not_fit(name: str, path: str, reason: object) -> str:

@@ -35,10 +35,7 @@ class Subsample(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(N, C, H, W) -> (N, C, H/2, W/2), (N, C, H/4, W/4), ..., rounded up"""
-        levels = [x]
-        for _ in range(self.num_levels):
-            levels.append(F.max_pool2d(levels[-1], kernel_size=1, stride=2))
-        return levels[1:]
+        return [F.max_pool2d(x, kernel_size=1, stride=2**level) for level in range(1, self.num_levels + 1)]
 
 
 class SimplePyramid(SimpleFeaturePyramid):
@@ -48,10 +45,7 @@ class SimplePyramid(SimpleFeaturePyramid):
     """
 
     def __init__(self, net: TimmViT, out_channels: int):
-        """
-        Args:
-            net: with one map, of stride 16 or 8; from stride 8, p5 too is subsampled.
-        """
+        """``net`` has one map, of stride 16 or 8 pixels; from stride 8, p5 too is subsampled."""
         ((in_feature, shape),) = net.output_shape().items()
         strides = [stride for stride in STRIDES if stride <= 2 * shape.stride]
         top = int(math.log2(strides[-1]))
@@ -81,10 +75,7 @@ class MultiBlockPyramid(Backbone):
     """
 
     def __init__(self, net: TimmViT, out_channels: int):
-        """
-        Args:
-            net: with four maps of one stride.
-        """
+        """``net`` has four maps of one stride."""
         super().__init__()
         self.net = net
         self._scales = {}
@@ -112,11 +103,6 @@ class MultiBlockPyramid(Backbone):
     def size_divisibility(self) -> int:
         """Pixels."""
         return STRIDES[-1]
-
-
-def build_pyramid(net: TimmViT, out_channels: int) -> Backbone:
-    """The pyramid for this ViT's number of maps: 1 or 4."""
-    return (SimplePyramid if len(net.out_blocks) == 1 else MultiBlockPyramid)(net, out_channels)
 
 
 def _lateral(in_channels: int, out_channels: int) -> nn.Sequential:

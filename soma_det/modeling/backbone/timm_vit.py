@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from soma_det.config.checks import check_vit_name, check_vit_size
 from soma_det.modeling.backbone.pretrained import check_weights, load_weights, own_img_size
 
-TimmModel = (
-    Any  # an nn.Module with .blocks, .embed_dim, .patch_embed and forward_intermediates: timm has no type for it
-)
+TimmModel = Any  # an nn.Module with .blocks, .embed_dim, .patch_embed, forward_intermediates; timm has no type for it
 REMEDY = "Choose another MODEL.VIT.NAME, for example a DINOv2 or DINOv3 from timm.list_models('vit_*')."
 
 logger = logging.getLogger(__name__)
@@ -46,7 +44,7 @@ class TimmViT(Backbone):
         self.out_blocks = [block % depth for block in out_blocks]
         if self.out_blocks != sorted(set(self.out_blocks)):
             raise ValueError(
-                f"MODEL.VIT.OUT_BLOCKS {list(out_blocks)} must be in increasing order, in which their maps come."
+                f"MODEL.VIT.OUT_BLOCKS {list(out_blocks)} must be in increasing order, as their maps come."
             )
         self._out_features = [f"block{block}" for block in self.out_blocks]
         self._out_feature_channels = dict.fromkeys(self._out_features, model.embed_dim)
@@ -64,12 +62,13 @@ class TimmViT(Backbone):
         return dict(zip(self._out_features, maps, strict=True))
 
 
+def find_vits(model: nn.Module) -> dict[str, TimmViT]:
+    """The ViTs of a detector, by their names in it; {} for one with another backbone."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, TimmViT)}
+
+
 def create_timm_vit(
-    name: str,
-    weights: str,
-    patch_size: int,
-    img_size: Sequence[int],
-    drop_path: float = 0.0,
+    name: str, weights: str, patch_size: int, img_size: Sequence[int], drop_path: float = 0.0
 ) -> TimmModel:
     """A timm ViT without classifier, its pretrained patch and position embeddings resampled.
 
@@ -89,20 +88,14 @@ def create_timm_vit(
     check_vit_name(name)
     check_vit_size(img_size, patch_size)
     own_size = own_img_size(name, weights) or list(img_size)
-    options = {
-        "patch_size": patch_size,
-        "img_size": tuple(own_size),
-        "drop_path_rate": drop_path,
-        **_size_options(name),
-    }
-    model = _build(name, weights, options)
+    options = {"patch_size": patch_size, "img_size": tuple(own_size), "drop_path_rate": drop_path}
+    model = _build(name, weights, options | _size_options(name))
     if weights not in ("", "timm"):
         load_weights(model, name, weights)
     if own_size != list(img_size):
         model.set_input_size(tuple(img_size))
-    logger.info(
-        "%s: %d blocks, %s", name, len(model.blocks), f"weights from {weights}" if weights else "random weights"
-    )
+    source = f"weights from {weights}" if weights else "random weights"
+    logger.info("%s: %d blocks, %s", name, len(model.blocks), source)
     return model
 
 
@@ -121,19 +114,15 @@ def _size_options(name: str) -> dict[str, bool]:
         sketch = timm.create_model(name)
     if not hasattr(sketch, "blocks") or not hasattr(sketch, "forward_intermediates"):
         raise ValueError(f"MODEL.VIT.NAME {name!r} is not a ViT whose blocks are in .blocks. {REMEDY}")
-    parameters = inspect.signature(type(sketch)).parameters.values()
-    takes = {parameter.name for parameter in parameters}
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    absent = sorted({"img_size", "patch_size"} - takes)
+    takes, kind = inspect.signature(type(sketch)).parameters, f"MODEL.VIT.NAME {name!r}: timm's {type(sketch).__name__}"
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+    absent = sorted({"img_size", "patch_size"} - takes.keys())
     if absent and not takes_any:
-        raise ValueError(f"MODEL.VIT.NAME {name!r}: timm's {type(sketch).__name__} takes no {absent[0]}. {REMEDY}")
+        raise ValueError(f"{kind} takes no {absent[0]}. {REMEDY}")
     if takes_any or "dynamic_img_size" in takes:
         return {"dynamic_img_size": True}
     if getattr(getattr(sketch, "patch_embed", None), "strict_img_size", True):
-        raise ValueError(
-            f"MODEL.VIT.NAME {name!r}: timm's {type(sketch).__name__} has no option to take images of different sizes, "
-            f"as a detector must. {REMEDY}"
-        )
+        raise ValueError(f"{kind} has no option to take images of different sizes, as a detector must. {REMEDY}")
     return {}
 
 

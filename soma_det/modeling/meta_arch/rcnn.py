@@ -13,30 +13,17 @@ from soma_det.adapters import pop_auxiliary_losses
 GRAY = 114  # gray level of the pixels around an image, as in training (INPUT.AUGMENTATION)
 
 if TYPE_CHECKING:
-    from detectron2.modeling import GeneralizedRCNN as MetaArch  # what the mixins stand before
+    from detectron2.modeling import GeneralizedRCNN as MetaArch  # what the mixin stands before
 else:
     MetaArch = nn.Module
 
 
-class AuxiliaryLosses(MetaArch):
-    """Mixin before a meta architecture: in training, the backbone's own losses join the detector's, and its log."""
-
-    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
-        """As the meta architecture's."""
-        outputs = super().forward(batched_inputs)
-        return {**outputs, **pop_auxiliary_losses(self.backbone)} if self.training else outputs
-
-
-class PadToCrop(MetaArch):
-    """Mixin before a meta architecture: INPUT.PAD_TO_CROP pads test images to the size of training crops."""
+class Adapted(MetaArch):
+    """Mixin before a meta architecture: the backbone's auxiliary losses, and INPUT.PAD_TO_CROP."""
 
     @configurable
     def __init__(self, *, pad_to: tuple[int, int] = (0, 0), **kwargs: Any):
-        """
-        Args:
-            pad_to: (H, W) in pixels; smaller test images are padded with gray to it, at the right and the bottom.
-            kwargs: the meta architecture's own.
-        """
+        """Test images below ``pad_to``, (H, W) in pixels, are padded with gray to it, at the right and the bottom."""
         super().__init__(**kwargs)
         self.pad_to = pad_to
 
@@ -45,6 +32,11 @@ class PadToCrop(MetaArch):
         """The arguments of ``__init__`` that a config stands for."""
         pad_to = tuple(cfg.INPUT.AUGMENTATION.CROP_SIZE) if cfg.INPUT.PAD_TO_CROP else (0, 0)
         return {**super().from_config(cfg), "pad_to": pad_to}
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
+        """As the meta architecture's; in training, the backbone's own losses join the detector's, and its log."""
+        outputs = super().forward(batched_inputs)
+        return {**outputs, **pop_auxiliary_losses(self.backbone)} if self.training else outputs
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         """Normalize, pad and batch, as the meta architecture does; ``image_sizes`` are those before the padding."""
@@ -56,12 +48,12 @@ class PadToCrop(MetaArch):
 
 
 @META_ARCH_REGISTRY.register()
-class AdaptedRCNN(AuxiliaryLosses, PadToCrop, GeneralizedRCNN):
+class AdaptedRCNN(Adapted, GeneralizedRCNN):
     """GeneralizedRCNN with the backbone's auxiliary losses and INPUT.PAD_TO_CROP."""
 
 
 @META_ARCH_REGISTRY.register()
-class AdaptedRetinaNet(AuxiliaryLosses, PadToCrop, RetinaNet):
+class AdaptedRetinaNet(Adapted, RetinaNet):
     """RetinaNet with the backbone's auxiliary losses and INPUT.PAD_TO_CROP."""
 
 
