@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from pretraining.mimetic import mimetic_init
 
-PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # as in configs/Base-SoMA.yaml
+PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet; noted in the exported file
 
 
 class CropEncoder(nn.Module):
