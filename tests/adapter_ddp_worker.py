@@ -7,7 +7,7 @@ from adapter_cases import adapt, cases, plain_vit
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from soma_det.adapters.moa import pop_auxiliary_losses
+from soma_det.adapters import pop_auxiliary_losses
 
 
 class Classifier(nn.Module):
