@@ -6,13 +6,13 @@ import timm
 import torch
 from torch import nn
 
-from soma_det.adapters import ADAPTERS, inject_adapter
-from soma_det.adapters.moa import pop_auxiliary_losses
+from soma_det import adapters
+from soma_det.adapters import ADAPTERS, AdapterConfig, pop_auxiliary_losses
 
 FROZEN = 2  # leading blocks
 HAS_PEFT = importlib.util.find_spec("peft") is not None
 PEFT = {"peft_lora", "dora", "pissa", "olora", "mica"}
-OPTIONS = {
+OPTIONS: dict[str, dict] = {
     "frozen": {},
     "full": {},
     "biases": {},
@@ -46,10 +46,15 @@ def plain_vit(name: str = "test_vit", **size) -> nn.Module:
     return timm.create_model(name, num_classes=0, img_size=64, patch_size=16, dynamic_img_size=True, **size).eval()
 
 
+def config_of(case: str) -> AdapterConfig:
+    """The settings of the case."""
+    return ADAPTERS[method(case)](**OPTIONS[case])
+
+
 def adapt(vit: nn.Module, case: str) -> list[str]:
     """Adapt the ViT beyond its frozen blocks; returns the names of what trains."""
-    adapter = ADAPTERS[method(case)]
-    return inject_adapter(vit, adapter.name, adapter.usual_blocks(FROZEN, len(vit.blocks) - 1), **OPTIONS[case])
+    config = config_of(case)
+    return adapters.adapt(vit, config, config.usual_blocks(FROZEN, len(vit.blocks) - 1))
 
 
 def train_steps(vit: nn.Module, steps: int = 2) -> None:

@@ -1,13 +1,13 @@
 """Started twice by torchrun: trains every adapter for two steps and prints the name of each that did as it should."""
 
-import soma_det  # noqa: F401  (first: makes Detectron2 importable)
 import torch
 import torch.distributed as dist
 from adapter_cases import adapt, cases, plain_vit
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from soma_det.adapters.moa import pop_auxiliary_losses
+import soma_det  # noqa: F401  (first: makes Detectron2 importable)
+from soma_det.adapters import pop_auxiliary_losses
 
 
 class Classifier(nn.Module):

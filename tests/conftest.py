@@ -1,6 +1,5 @@
 import logging
 import os
-import tempfile
 
 import pytest
 import torch
@@ -9,7 +8,6 @@ import soma_det  # noqa: F401  (first: makes Detectron2 importable)
 
 
 def pytest_configure(config):
-    os.environ["SOMA_DET_CACHE"] = os.path.join(tempfile.gettempdir(), "soma_det_tests")  # not the user's own cache
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
 

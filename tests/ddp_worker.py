@@ -5,13 +5,12 @@ import sys
 from pathlib import Path
 
 import torch
-
-import soma_det  # noqa: F401
 from detectron2.modeling import build_backbone
 from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
 from training import tiny_cfg
 
+import soma_det  # noqa: F401
 from soma_det.engine import Trainer
 from soma_det.engine.distributed import init_torchrun_process_group
 from soma_det.modeling.freezing import fingerprint

@@ -86,10 +86,9 @@ def test_soma_merged_gives_bit_equal_outputs_in_full_precision():
 def test_the_training_state_is_restored_after_an_exception():
     model = adapted("soma")
     before = snapshot(model)
-    with pytest.raises(KeyboardInterrupt):
-        with merged_for_inference(model):
-            model.eval()
-            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), merged_for_inference(model):
+        model.eval()
+        raise KeyboardInterrupt
     assert_restored(model, before)
 
 
@@ -186,7 +185,7 @@ def test_batched_testing_gives_the_results_of_single_images(data, tmp_path):
         for task in ("bbox", "voc"):
             for metric, value in metrics[task].items():
                 assert value == pytest.approx(results[1][dataset][task][metric], abs=1e-6, nan_ok=True)
-    predictions = [sum((model.eval()(batch) for batch in build_test_loader(cfg, name)), []) for cfg in cfgs]
+    predictions = [[one for batch in build_test_loader(cfg, name) for one in model.eval()(batch)] for cfg in cfgs]
     for single, batched in zip(*predictions):
         single, batched = single["instances"], batched["instances"]
         assert len(single) == len(batched)

@@ -9,8 +9,19 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from soma_det.adapters import (
+    FrozenConfig,
+    LoraConfig,
+    SomaConfig,
+    SomaLinear,
+    adapt,
+    find_adapter_layers,
+    merge,
+    soma,
+    split_components,
+    split_minor_components,
+)
 from soma_det.adapters.selection import select_linears
-from soma_det.adapters.soma import SomaLinear, inject_soma, merge_soma, split_components, split_minor_components
 
 SHAPES = [(24, 24), (20, 48), (48, 20)]
 # timm's smallest models of every kind of attention that SoMA has to cope with
@@ -24,6 +35,12 @@ def tiny_vit(name="test_vit"):
         if "gamma" in parameter_name:  # LayerScale starts near zero and would hide what the layers compute
             nn.init.ones_(parameter)
     return vit
+
+
+def adapt_soma(model, blocks, **settings):
+    """Adapt the model; returns the names of its new layers."""
+    adapt(model, SomaConfig(**settings), blocks)
+    return list(find_adapter_layers(model))
 
 
 def relative_error(x, reference):
@@ -94,7 +111,7 @@ def test_injection_changes_no_output(name):
     vit = tiny_vit(name)
     x = torch.randn(2, 3, 64, 64)
     before = vit(x)
-    replaced = inject_soma(vit, rank=4, blocks=range(1, len(vit.blocks)))
+    replaced = adapt_soma(vit, range(1, len(vit.blocks)), rank=4)
     assert len(replaced) >= 4, name
     assert relative_error(vit(x), before) < 1e-5, name
 
@@ -104,13 +121,13 @@ def test_merging_keeps_outputs_names_and_classes_of_the_plain_model(name):
     plain = tiny_vit(name)
     x = torch.randn(2, 3, 64, 64)
     vit = copy.deepcopy(plain)
-    replaced = inject_soma(vit, rank=4, blocks=range(1, len(vit.blocks)))
+    replaced = adapt_soma(vit, range(1, len(vit.blocks)), rank=4)
     with torch.no_grad():
         for layer in replaced:
             vit.get_submodule(layer).b.normal_(std=0.1)
     trained = vit(x)
     assert relative_error(trained, plain(x)) > 1e-3, name
-    assert merge_soma(vit) == replaced
+    assert merge(vit) == replaced
     assert relative_error(vit(x), trained) < 1e-5, name
     assert vit.state_dict().keys() == plain.state_dict().keys(), name
     assert [type(m) for m in vit.modules()] == [type(m) for m in plain.modules()], name
@@ -204,7 +221,7 @@ def test_the_weight_of_an_adapted_layer_can_be_used_directly():
 
 def test_a_dense_state_does_not_fit_an_adapted_model_nor_the_reverse():
     dense, vit = tiny_vit(), tiny_vit()
-    inject_soma(vit, rank=2, blocks=[1])
+    adapt_soma(vit, [1], rank=2)
     with pytest.raises(RuntimeError, match="Missing key.*residual"):
         vit.load_state_dict(dense.state_dict())
     with pytest.raises(RuntimeError, match="Unexpected key.*residual"):
@@ -212,32 +229,145 @@ def test_a_dense_state_does_not_fit_an_adapted_model_nor_the_reverse():
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    "settings, blocks, targets, message",
     [
-        (dict(rank=1000, blocks=[1]), r"Rank 1000 is outside 1\.\.\d+"),
-        (dict(rank=0, blocks=[1]), "Rank 0 is outside"),
-        (dict(rank=2, blocks=[99]), r"Blocks \[99\] do not exist"),
-        (dict(rank=2, blocks=[]), "No block is left to adapt"),
-        (dict(rank=2, blocks=[1], targets=[]), "No layers to adapt"),
-        (dict(rank=2, blocks=[1], targets=["attn.qkv", "mlp.fc7"]), "'mlp.fc7' matches no linear layer"),
-        (dict(rank=2, blocks=[1], components="middle"), "Unknown components 'middle'"),
+        (dict(rank=1000), [1], (), r"Rank 1000 is outside 1\.\.\d+"),
+        (dict(rank=2), [99], (), r"Blocks \[99\] do not exist"),
+        (dict(rank=2), [], (), "No block is left to adapt"),
+        (dict(rank=2), [1], ["attn.qkv", "mlp.fc7"], "'mlp.fc7' matches no linear layer"),
     ],
 )
-def test_wrong_arguments_raise_and_leave_the_model_as_it_was(arguments, message):
+@pytest.mark.parametrize("initialize", [True, False])
+def test_wrong_arguments_raise_and_leave_the_model_as_it_was(settings, blocks, targets, message, initialize):
     vit = tiny_vit()
-    before = {name: type(module) for name, module in vit.named_modules()}
+    before = list(vit.modules())
     with pytest.raises(ValueError, match=message):
-        inject_soma(vit, **arguments)
-    assert {name: type(module) for name, module in vit.named_modules()} == before
+        adapt(vit, SomaConfig(**settings), blocks, targets, initialize=initialize)
+    assert list(vit.modules()) == before and all(p.requires_grad for p in vit.parameters())
 
 
-def test_merging_a_model_without_soma_and_adapting_twice_are_errors():
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(rank=0), "MODEL.ADAPTER.RANK is 0: give 1 or more"),
+        (dict(components="middle"), "COMPONENTS is 'middle': choose one of .*'minor'"),
+        (dict(order="late"), "ORDER is 'late': choose one of .*'load_first'"),
+    ],
+)
+def test_wrong_settings_are_refused_when_they_are_made(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SomaConfig(**settings)
+
+
+def test_what_cannot_be_split_is_refused():
+    with pytest.raises(ValueError, match=r"Only a matrix can be split, not a weight of shape \(2, 3, 4\)"):
+        split_minor_components(torch.zeros(2, 3, 4), 1)
+    with pytest.raises(ValueError, match="Unknown components 'middle'"):
+        split_components(torch.zeros(3, 4), 1, "middle")
+    with pytest.raises(ValueError, match="12 output features do not divide into 5"):
+        SomaLinear(nn.Linear(3, 12), 1, parts=5)
+
+
+def test_merging_a_plain_model_does_nothing():
     vit = tiny_vit()
-    with pytest.raises(ValueError, match="Nothing to merge"):
-        merge_soma(vit)
-    inject_soma(vit, rank=2, blocks=[1])
-    with pytest.raises(ValueError, match="adapted already"):
-        inject_soma(vit, rank=2, blocks=[1])
+    adapt(vit, FrozenConfig())
+    before = list(vit.modules())
+    assert merge(vit) == [] and list(vit.modules()) == before
+
+
+def test_with_no_blocks_named_all_are_adapted():
+    vit = tiny_vit()
+    assert len(adapt_soma(vit, None, rank=2)) == 4 * len(vit.blocks)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("config", [SomaConfig(rank=4), LoraConfig(rank=4)], ids=lambda config: config.name)
+def test_a_vit_in_half_precision_can_be_adapted_trained_and_merged_and_keeps_its_precision(dtype, config):
+    vit = tiny_vit().to(dtype)
+    x = torch.randn(2, 3, 64, 64, dtype=dtype)
+    pretrained, before = copy.deepcopy(vit.state_dict()), vit(x)
+    names = adapt(vit, config)
+    assert relative_error(vit(x), before) < 0.02 and vit(x).dtype == dtype
+    vit(x).float().square().mean().backward()
+    parameters = {name: vit.get_parameter(name) for name in names}
+    assert all(p.grad.dtype == p.dtype and p.grad.isfinite().all() for p in parameters.values())
+    assert {p.dtype for p in parameters.values() if p.ndim == 3} == {
+        torch.float32 if config.name == "soma" else dtype  # the split does not round; LoRA's factors are of the model
+    }
+    merge(vit)
+    assert {p.dtype for p in vit.parameters()} == {dtype}
+    for name, weight in vit.state_dict().items():  # at the start, rounding once gives the pretrained bits back
+        assert torch.equal(weight, pretrained[name]), name
+
+
+def test_merging_in_half_precision_rounds_the_residual_and_the_components_as_one():
+    layer = SomaLinear(nn.Linear(12, 8).to(torch.bfloat16), 2)
+    nn.init.normal_(layer.b)
+    expected = (layer.residual + layer.b[0] @ layer.a[0]).to(torch.bfloat16)
+    assert torch.equal(layer.merged().weight, expected)
+
+
+def test_a_second_derivative_is_an_error_and_not_a_wrong_number():
+    layer = adapted()
+    x = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_the_random_start_of_the_public_codes_order_is_that_of_a_linear_layer():
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=1, img_size=32)
+    pretrained = vit.blocks[0].mlp.fc1.weight.detach().clone()
+    names = adapt(vit, SomaConfig(rank=192, order="decompose_first", seed=3), [0])
+    layer = vit.blocks[0].mlp.fc1
+    assert torch.equal(layer.residual, pretrained)
+    # With all components, B A is the whole of the decomposed weight: uniform with std 1 / sqrt(3 d_in).
+    start = (layer.b[0] @ layer.a[0]).detach()
+    bound = 192**-0.5
+    assert abs(start.std() * (3 * 192) ** 0.5 - 1) < 0.01 and 0.99 * bound < start.abs().max() < 1.001 * bound
+    assert {"blocks.0.mlp.fc1.a", "blocks.0.mlp.fc1.b", "blocks.0.mlp.fc1.bias"} <= set(names)
+    assert not layer.residual.requires_grad
+
+
+def test_random_choices_follow_the_seed_and_no_other_random_number():
+    starts = []
+    for seed in (1, 1, 2):
+        vit = tiny_vit()  # other weights each time, which the order leaves out of A and B
+        adapt(vit, SomaConfig(rank=2, components="random", order="decompose_first", seed=seed), [1])
+        starts.append(vit.blocks[1].mlp.fc1.a)
+    assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])
+
+
+def test_a_weight_of_lower_rank_has_components_that_never_train():
+    linear = nn.Linear(6, 6)
+    linear.weight.data.zero_()
+    layer = SomaLinear(linear, 2)
+    layer(torch.randn(4, 6)).square().sum().backward()
+    assert not any(tensor.any() for tensor in (layer.a, layer.b, layer.a.grad, layer.b.grad))
+
+
+def test_adapting_leaves_the_number_of_threads_and_says_so_where_it_fails(monkeypatch):
+    threads = torch.get_num_threads()
+    adapt_soma(tiny_vit(), [1], rank=2)
+    assert torch.get_num_threads() == threads
+
+    def fail(*args):
+        raise torch.linalg.LinAlgError("no convergence")
+
+    monkeypatch.setattr(soma, "stacked_factors", fail)
+    with pytest.raises(torch.linalg.LinAlgError):
+        adapt_soma(tiny_vit(), [1], rank=2)
+    assert torch.get_num_threads() == threads
+
+
+def test_without_initialization_the_layers_are_empty_and_take_the_weights_of_an_adapted_model():
+    full, empty = tiny_vit(), tiny_vit()
+    names = adapt(full, SomaConfig(rank=2), [1])
+    assert adapt(empty, SomaConfig(rank=2), [1], initialize=False) == names
+    assert not empty.blocks[1].attn.qkv.a.any()
+    empty.load_state_dict(full.state_dict())
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(full(x), empty(x))
 
 
 def test_targets_match_whole_names_within_a_block():
@@ -248,5 +378,14 @@ def test_targets_match_whole_names_within_a_block():
 
 def test_injection_says_what_it_adapted(caplog):
     with caplog.at_level(logging.INFO, logger="soma_det"):
-        inject_soma(tiny_vit(), rank=2, blocks=[1, 2])
-    assert "rank 2, minor components of 8 layers in 2 blocks" in caplog.text
+        adapt_soma(tiny_vit(), [1, 2], rank=2)
+    assert "rank 2, minor components of 8 layers" in caplog.text
+
+
+@pytest.mark.parametrize("order", ["load_first", "decompose_first"])
+def test_a_model_without_storage_can_be_adapted_and_run(order):
+    with torch.device("meta"):
+        vit = tiny_vit()
+        names = adapt(vit, SomaConfig(rank=2, order=order), [1])
+        assert vit(torch.empty(1, 3, 64, 64)).is_meta
+    assert all(vit.get_parameter(name).is_meta for name in names)

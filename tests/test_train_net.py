@@ -32,7 +32,7 @@ def test_it_trains_resumes_and_evaluates_into_one_folder(data, tmp_path):
     with pytest.raises(SystemExit, match="holds the checkpoints of another run: continue it with --resume"):
         run(data, tmp_path, **short)
     run(data, tmp_path, "--resume", SOLVER__MAX_ITER=3, SOLVER__STEPS=[])
-    lines = [json.loads(line) for line in open(tmp_path / "metrics.json")]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
     assert [line["iteration"] for line in lines if "total_loss" in line] == [1, 2]
     (tmp_path / "results.json").unlink()
     run(data, tmp_path, "--eval-only", MODEL__WEIGHTS=f"{tmp_path}/model_final.pth")

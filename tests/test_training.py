@@ -16,8 +16,7 @@ from training import tiny_cfg, vit_of, write_data
 
 from soma_det.adapters import find_adapter_layers, merge
 from soma_det.data.build import build_train_loader
-from soma_det.engine import Trainer, load_model
-from soma_det.engine import cpu
+from soma_det.engine import Trainer, cpu, load_model
 from soma_det.engine.hooks import LayerFreezing, WeightDecayAnnealing
 from soma_det.engine.output_dir import check_output_dir
 from soma_det.engine.predictor import build_predictor
@@ -94,7 +93,7 @@ def test_weight_decay_and_gradient_norm_follow_the_recipe_and_are_logged(finishe
     assert decays["backbone"] == pytest.approx(CosineParamScheduler(0.05 * 0.2, 1e-5)(5 / 6))
     assert decays["head"] == pytest.approx(CosineParamScheduler(0.05, 1e-5)(5 / 6))
     assert decays["head_norm"] == 0
-    lines = [json.loads(line) for line in open(Path(cfg.OUTPUT_DIR) / "metrics.json")]
+    lines = [json.loads(line) for line in (Path(cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()]
     assert any("weight_decay/backbone" in line and "gradient_norm" in line for line in lines)
     assert list(Path(cfg.OUTPUT_DIR).glob("events.out.tfevents.*"))
 
@@ -137,7 +136,7 @@ def test_a_predictor_runs_the_merged_model(finished, data):
 
 
 def test_a_merged_detector_is_saved_and_loaded_as_a_frozen_one(finished, data, tmp_path):
-    cfg, trainer, _ = finished
+    cfg, _, _ = finished
     model = load_model(tiny_cfg(data, cfg.OUTPUT_DIR, MODEL__WEIGHTS=f"{cfg.OUTPUT_DIR}/model_final.pth"))
     x = torch.randn(1, 3, 64, 64)
     adapted = model.backbone(x)

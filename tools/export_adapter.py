@@ -3,7 +3,6 @@
 
 python tools/export_adapter.py --config-file output/demo/config.yaml --weights output/demo/model_final.pth
 """
-# ruff: noqa: E402
 
 import argparse
 import os
@@ -13,10 +12,10 @@ from pathlib import Path
 # OpenMP's threads would wait busily for each other, which slows everything down beside other processes.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import soma_det  # noqa: F401  (first: makes Detectron2 importable without its compiled extension)
 from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
 
+import soma_det  # noqa: F401  (first: makes Detectron2 importable without its compiled extension)
 from soma_det.adapters import export_to_peft, save_adapter
 from soma_det.checkpoint.exported import export_detector
 from soma_det.config import setup_cfg

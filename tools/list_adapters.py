@@ -7,23 +7,26 @@ Nothing is downloaded or computed: the model is built without storage.
 """
 
 import argparse
+import importlib.util
+from dataclasses import fields
+from typing import Any
 
-import soma_det  # noqa: F401  (first: makes Detectron2 importable without its compiled extension)
 import timm
 import torch
 
-from soma_det.adapters import ADAPTERS, inject_adapter
+from soma_det.adapters import ADAPTERS, adapt
+from soma_det.adapters.peft_methods import PeftConfig
 
 
-def count_trained(name: str, vit_name: str, frozen_blocks: int, rank: int, **options) -> int:
-    """Number of parameters of a timm ViT at patch 16 that the adapter trains; ``options`` are further ones of it."""
-    adapter = ADAPTERS[name]
+def count_trained(name: str, vit_name: str, frozen_blocks: int, rank: int, **options: Any) -> int:
+    """Number of parameters of a timm ViT at patch 16 that the method trains; ``options`` are further settings of it."""
+    method = ADAPTERS[name]
+    if "rank" in {field.name for field in fields(method)}:
+        options["rank"] = rank
+    config = method(**options)
     with torch.device("meta"):
         vit = timm.create_model(vit_name, num_classes=0, img_size=64, patch_size=16, dynamic_img_size=True)
-        blocks = adapter.usual_blocks(frozen_blocks, len(vit.blocks) - 1)
-        if "rank" in adapter.options:
-            options["rank"] = rank
-        inject_adapter(vit, name, blocks, **options)
+        adapt(vit, config, config.usual_blocks(frozen_blocks, len(vit.blocks) - 1), initialize=False)
     return sum(parameter.numel() for parameter in vit.parameters() if parameter.requires_grad)
 
 
@@ -33,9 +36,13 @@ def main() -> None:
     parser.add_argument("--frozen-blocks", type=int, default=8, help="MODEL.VIT.FROZEN_BLOCKS (default: %(default)s)")
     parser.add_argument("--rank", type=int, default=16, help="MODEL.ADAPTER.RANK (default: %(default)s)")
     args = parser.parse_args()
-    for name, adapter in sorted(ADAPTERS.items()):
+    has_peft = importlib.util.find_spec("peft") is not None
+    for name, method in sorted(ADAPTERS.items()):
+        if issubclass(method, PeftConfig) and not has_peft:
+            continue
         count = count_trained(name, args.vit, args.frozen_blocks, args.rank)
-        print(f"{name:<12} {count:>12,}  {'mergeable' if adapter.merge else 'not mergeable':<14} {adapter.summary}")
+        mergeable = "not mergeable" if method.why_not_mergeable else "mergeable"
+        print(f"{name:<12} {count:>12,}  {mergeable:<14} {method.summary}")
 
 
 if __name__ == "__main__":

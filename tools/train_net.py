@@ -3,7 +3,7 @@
 
 python tools/train_net.py --config-file configs/demo.yaml
 """
-# ruff: noqa: E402, I001
+# ruff: noqa: I001
 
 import os
 

@@ -5,7 +5,6 @@ python projects/AdapterComparison/compare_adapters.py \\
     --config-file projects/AdapterComparison/configs/synthdrive.yaml --output output/comparison
 """
 
-# ruff: noqa: E402  (OpenMP reads its settings when torch is imported)
 import argparse
 import datetime
 import functools
@@ -18,10 +17,10 @@ from pathlib import Path
 # nothing. The trainings inherit it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import soma_det  # (first: makes Detectron2 importable without its compiled extension)
 import torch
 from detectron2.utils.logger import setup_logger
 
+import soma_det  # (first: makes Detectron2 importable without its compiled extension)
 from adapter_comparison import (
     Comparison,
     Run,

@@ -4,15 +4,15 @@
 python projects/Benchmarks/benchmark.py train
 """
 
-# ruff: noqa: E402  (OpenMP reads its settings when torch is imported)
 import argparse
 import os
 
 # Idle OpenMP threads spin by default, which slows everything down beside one busy core. Waiting costs nothing.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import soma_det  # noqa: F401  (first: makes Detectron2 importable without its compiled extension)
 import torch
+
+import soma_det  # noqa: F401  (first: makes Detectron2 importable without its compiled extension)
 from benchmarks import data, evaluation, infer, init, train
 
 BENCHMARKS = {"train": train, "infer": infer, "init": init, "data": data, "eval": evaluation}

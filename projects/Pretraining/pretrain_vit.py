@@ -19,7 +19,6 @@ same command again goes on after an interruption. It writes checkpoint.pth and v
 MODEL.VIT.WEIGHTS, with the --model given here as MODEL.VIT.NAME.
 """
 
-# ruff: noqa: E402  (OpenMP reads its settings when torch is imported)
 import argparse
 import logging
 import math

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from detectron2.structures import BoxMode
 from tqdm import tqdm
 
 import soma_det  # noqa: F401  (makes detectron2 importable)
-from detectron2.structures import BoxMode
 from synthdrive import CLASSES, DOMAINS, generate, make_image
 
 CELL = 640  # pixels, width of an image on the contact sheet

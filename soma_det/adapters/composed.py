@@ -36,13 +36,13 @@ class ComposedLinear(AdapterLayer, nn.Linear):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """residual + B A, (out, in), in their own precision; differentiable in A and B."""
-        with torch.autocast(self.residual.device.type, enabled=False):
+        with _without_autocast(self.residual.device.type):
             return compose(self.residual, self.a, self.b)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)"""
         device = x.device.type
-        if not torch.is_autocast_enabled(device):
+        if not _has_autocast(device):
             return _ComposedLinear.apply(x, self.residual, self.a, self.b, self.bias)
         dtype = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
@@ -92,8 +92,13 @@ class _ComposedLinear(torch.autograd.Function):
             return _gradients(grad_y, x, weight, a, b, ctx.needs_input_grad)
 
 
+def _has_autocast(device: str) -> bool:
+    """Whether autocast is on; it does not exist on the device "meta"."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def _without_autocast(device: str) -> AbstractContextManager:
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    return torch.autocast(device, enabled=False) if _has_autocast(device) else nullcontext()
 
 
 def _gradients(grad_y: Tensor, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, needed: Sequence[bool]) -> tuple:

@@ -67,7 +67,9 @@ class AtomicCheckpointer(DetectionCheckpointer):
         if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
             raise FileNotFoundError(f"There is no checkpoint {path}: correct MODEL.WEIGHTS, or leave out --resume.")
         if path and is_exported(path):
-            raise ValueError(f"{path} is an exported detector, which can be evaluated and not trained on: give a .pth file.")
+            raise ValueError(
+                f"{path} is an exported detector, which can be evaluated and not trained on: give a .pth file."
+            )
         return super().load(path, *args, **kwargs)
 
     def _load_model(self, checkpoint: dict):

@@ -7,11 +7,11 @@ import benchmark
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from benchmarks.contestants import TwoBranchLinear, adapt, adapted_blocks, create_vit
 from benchmarks.evaluation import random_boxes, score_with_pycocotools, score_with_soma_det
 from benchmarks.timing import Timing, interleave, ratio
-from torch import nn
-
 from soma_det.adapters.selection import select_linears
 from soma_det.adapters.soma import SomaLinear
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pretrain_vit
 import pytest
 import torch
 from safetensors.torch import load_file
 
-import pretrain_vit
 from pretraining.distillation import SelfDistillation
 from pretraining.encoder import normalize
 from pretraining.images import MOMENTS, ImageStream, find_images

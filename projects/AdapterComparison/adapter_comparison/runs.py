@@ -22,8 +22,8 @@ from soma_det.config import setup_cfg
 from soma_det.evaluation.detections import DETECTIONS_FILE
 from soma_det.evaluation.results import load_results
 from soma_det.modeling import build_structure
-from soma_det.utils.files import atomic_path, write_text
 from soma_det.modeling.backbone.timm_vit import count_parameters
+from soma_det.utils.files import atomic_path, write_text
 
 RECORD_FILE, LOG_FILE, RESAMPLED_FILE = "run.json", "train.log", "resampled.npz"
 # Where things are and how they are loaded, which changes no result.

@@ -1,14 +1,15 @@
 """Ways to adapt a ViT, all on the same layers and at the same rank."""
 
 import importlib.util
-from typing import Sequence
+from collections.abc import Sequence
 
 import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from soma_det.adapters import inject_adapter
+from soma_det.adapters import ADAPTERS
+from soma_det.adapters import adapt as adapt_model
 from soma_det.adapters.selection import replace_module, select_linears
 from soma_det.adapters.soma import SomaLinear
 
@@ -77,10 +78,9 @@ def adapt(vit: nn.Module, name: str, rank: int) -> None:
         for layer in select_linears(vit, blocks):
             vit.get_submodule(layer).bias.requires_grad_(True)
         return
-    options = {} if name in ("frozen", "full") else {"rank": rank, "decompose": False}
-    if name == PEFT_LORA:
-        del options["decompose"]
-    inject_adapter(vit, "soma" if name == "two_branch" else name, blocks, **options)
+    method = ADAPTERS["soma" if name == "two_branch" else name]
+    config = method() if name in ("frozen", "full") else method(rank=rank)
+    adapt_model(vit, config, blocks, initialize=name == PEFT_LORA)
     _fill(vit)
     if name == "two_branch":
         for layer, module in [*vit.named_modules()]:

@@ -2,21 +2,21 @@
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import cv2
 import numpy as np
 import torch
-from benchmarks.report import Limit, Report
-from benchmarks.timing import interleave, ratio
 from detectron2.data import DatasetMapper
 from detectron2.projects.point_rend import ColorAugSSDTransform
 from detectron2.structures import BoxMode
 
+from benchmarks.report import Limit, Report
+from benchmarks.timing import interleave, ratio
 from soma_det.config import setup_cfg
-from soma_det.data.transforms.augmentation import PhotometricDistortion, build_train_augmentation
 from soma_det.data.build import TrainLoader, WeatherMapper
+from soma_det.data.transforms.augmentation import PhotometricDistortion, build_train_augmentation
 
 OURS, SAME, OWN_COLORS = (
     "soma_det's loader",

@@ -24,9 +24,7 @@ def build_detector(size: str, pixels: int) -> nn.Module:
         "MODEL.VIT.FROZEN_BLOCKS": 0,
         "MODEL.ADAPTER.NAME": "full",
     }
-    model = build_model(setup_cfg(str(CONFIG), [word for pair in options.items() for word in pair]))
-    model.backbone.vit.model.adapter_name = None  # as "full" leaves it plain
-    return model
+    return build_model(setup_cfg(str(CONFIG), [word for pair in options.items() for word in pair]))
 
 
 def random_images(count: int, pixels: int, seed: int, labeled: bool) -> list[dict]:

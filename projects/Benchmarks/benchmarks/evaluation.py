@@ -5,11 +5,11 @@ import contextlib
 import io
 
 import numpy as np
-from benchmarks.report import Limit, Report
-from benchmarks.timing import interleave
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from benchmarks.report import Limit, Report
+from benchmarks.timing import interleave
 from soma_det.config import CLASSES
 from soma_det.evaluation.coco_evaluation import evaluate_coco
 from soma_det.evaluation.detections import Detections, GroundTruth

@@ -4,13 +4,13 @@ import argparse
 import copy
 
 import torch
+from torch import Tensor, nn
+
 from benchmarks.contestants import adapt, create_vit
 from benchmarks.detector import random_images
 from benchmarks.report import Limit, Report
 from benchmarks.timing import interleave, ratio
-from torch import Tensor, nn
-
-from soma_det.adapters.soma import SomaLinear, merge_soma
+from soma_det.adapters import SomaLinear, merge
 from soma_det.modeling.backbone.timm_vit import TimmViT
 
 PLAIN, MERGED = "plain timm ViT", "SoMA merged"
@@ -54,7 +54,7 @@ def build_models(args: argparse.Namespace) -> dict[str, nn.Module]:
     two_branch = copy.deepcopy(plain)
     adapt(two_branch, "two_branch", args.rank)
     merged = copy.deepcopy(adapted)
-    merge_soma(merged)
+    merge(merged)
     assert any(isinstance(module, SomaLinear) for module in adapted.modules())
     models = {PLAIN: plain, MERGED: merged, "SoMA": adapted, "two branches": two_branch}
     return {name: TimmViT(model, [-1]).eval().to(args.device) for name, model in models.items()}
@@ -64,4 +64,4 @@ def build_models(args: argparse.Namespace) -> dict[str, nn.Module]:
 def _forward(model: nn.Module, x: Tensor, args: argparse.Namespace) -> Tensor:
     dtype = getattr(torch, args.dtype)
     with torch.autocast(args.device, dtype=dtype, enabled=dtype != torch.float32):
-        return model(x)[0]
+        return next(iter(model(x).values()))

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from benchmarks.contestants import adapted_blocks, create_vit
 from benchmarks.report import Limit, Report
 from benchmarks.timing import interleave
+from soma_det.adapters import SomaConfig, SomaLinear, adapt
 from soma_det.adapters.selection import select_linears, stacked_parts
-from soma_det.adapters.soma import SomaLinear, inject_soma
 
 LIMITS = {"l": 25.0}  # seconds on two cores
 CHECKED = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")  # of the last block
@@ -24,10 +24,10 @@ def run(args: argparse.Namespace) -> Report:
     """Time the adaptation of a ViT, and compare some weights with the full decomposition."""
     torch.manual_seed(args.seed)
     plain = create_vit(args.vit, args.pixels)
-    inject_soma(copy.deepcopy(plain), args.rank, adapted_blocks(plain)[:1])  # warms up
+    adapt(copy.deepcopy(plain), SomaConfig(args.rank), adapted_blocks(plain)[:1])  # warms up
     seconds, adapted = time_start(plain, args)
     error, angle = compare_with_svd(plain, adapted, args.rank)
-    parts = sum(stacked_parts(name) for name in select_linears(plain, adapted_blocks(plain)))
+    parts = sum(stacked_parts(plain, name) for name in select_linears(plain, adapted_blocks(plain)))
     report = Report("Start-up: adapting a ViT", vars(args))
     report.rows = [{"start": "decomposed", "seconds": seconds, "ms for each weight": 1e3 * seconds / parts}]
     if args.vit in LIMITS:
@@ -42,7 +42,7 @@ def time_start(plain: nn.Module, args: argparse.Namespace) -> tuple[float, nn.Mo
     """The median of the seconds that adapting takes, and an adapted copy of the ViT."""
     copies = [copy.deepcopy(plain) for _ in range(args.rounds)]
     waiting = iter(copies)
-    steps = {"soma": [("start", lambda: inject_soma(next(waiting), args.rank, adapted_blocks(plain)))]}
+    steps = {"soma": [("start", lambda: adapt(next(waiting), SomaConfig(args.rank), adapted_blocks(plain)))]}
     return interleave(steps, args.rounds, warmup=0)["soma"]["start"].median, copies[-1]
 
 

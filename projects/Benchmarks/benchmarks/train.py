@@ -2,16 +2,16 @@
 
 import argparse
 import copy
-from typing import Callable
+from collections.abc import Callable
 
 import torch
+from detectron2.utils.events import EventStorage
+from torch import nn
+
 from benchmarks.contestants import CONTESTANTS, FLOOR, PEFT_LORA, SOMA, adapt, available, create_vit
 from benchmarks.detector import build_detector, random_images
 from benchmarks.report import Limit, Report
 from benchmarks.timing import Timing, cpu_ratio, interleave, ratio
-from detectron2.utils.events import EventStorage
-from torch import nn
-
 from soma_det.modeling.backbone.timm_vit import TimmViT
 
 # (size, pixels, device, dtype) -> upper limit of SoMA / floor, lower limit of peft's LoRA / SoMA
@@ -48,11 +48,11 @@ def build_models(args: argparse.Namespace) -> dict[str, nn.Module]:
     models = {}
     for name in available(args.contestants):
         model = copy.deepcopy(plain)
-        vit = model.backbone.vit.model if args.detector else model
+        vit = model.backbone.net.model if args.detector else model
         adapt(vit, name, args.rank)
         model = model if args.detector else TimmViT(model, [-1])
         if args.compile:
-            (model.backbone.vit if args.detector else model).compile()
+            (model.backbone.net if args.detector else model).compile()
         models[name] = model.to(args.device).train()
     return models
 

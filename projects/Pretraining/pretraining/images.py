@@ -23,7 +23,10 @@ WEATHER_FOLDER, MOMENTS = "weather", ("moment0", "moment1", "moment2")
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _ORDER, _CROPS = 0, 1  # streams of random numbers
 _DECODED_AT_ONCE = 64  # images
-_MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container, on Linux
+_MEMORY_LIMITS = (
+    "/sys/fs/cgroup/memory.max",
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+)  # of a container, on Linux
 
 
 class Batch(NamedTuple):

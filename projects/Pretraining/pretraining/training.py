@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from soma_det.utils.vit_weights import make_metadata
-from soma_det.utils.files import atomic_path, write_bytes
 from pretraining.encoder import PIXEL_MEAN, PIXEL_STD, CropEncoder
 from pretraining.images import Batch, ImageStream
+from soma_det.utils.files import atomic_path, write_bytes
+from soma_det.utils.vit_weights import make_metadata
 
 logger = logging.getLogger(__name__)
 
@@ -198,10 +198,10 @@ def _avoid_fused_attention(model: nn.Module) -> None:
 
 
 def export_weights(vit: nn.Module, path: str | Path) -> None:
-    """Write a timm ViT's weights in float16 under timm's names; soma_det.modeling.backbone.timm_vit.create_timm_vit reads them.
+    """Write a timm ViT's weights in float16 under timm's names, as MODEL.VIT.WEIGHTS wants them.
 
-    Noted beside them are the image size that the position embeddings are for, since timm takes those of a file as square,
-    and how images were normalized.
+    Noted beside them are the image size that the position embeddings are for, since timm takes those of a file as
+    square, and how images were normalized.
     """
     weights = {name: tensor.detach().half().cpu().contiguous() for name, tensor in vit.state_dict().items()}
     metadata = make_metadata(vit.patch_embed.img_size, PIXEL_MEAN, PIXEL_STD)

@@ -105,7 +105,7 @@ def _lower_body(model: Model, shape: CarShape, color) -> None:
 
 def _corner(model: Model, edge: list[tuple[float, float, float]], high: float, color) -> Face:
     """An upright face over the chamfered edge between a flank and a bumper."""
-    (a, right_a, low), (b, right_b, _) = edge
+    (a, right_a, _), (b, right_b, _) = edge
     face = model.face([*edge, (b, right_b, high), (a, right_a, high)], color, (0.0, 0.0, 0.5))
     return face.patch(0.0, 0.0, 1.0, 0.22, paint.darker(color, 0.55))
 
