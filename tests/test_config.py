@@ -61,7 +61,7 @@ def test_test_sets_and_source_agree_in_every_config():
         (["INPUT.FORMAT", "L"], "INPUT.FORMAT is 'L': choose 'RGB' or 'BGR'"),
         (["TEST.BATCH_SIZE", "0"], "TEST.BATCH_SIZE is 0: .*at least 1"),
         (["MODEL.VIT.PATCH_SIZE", "32"], "PATCH_SIZE is 32"),
-        (["MODEL.ADAPTER.NAME", "sorcery"], "Unknown adapter 'sorcery': set MODEL.ADAPTER.NAME to one of .*'soma'"),
+        (["MODEL.ADAPTER.NAME", "sorcery"], "Unknown adapter 'sorcery': set MODEL.ADAPTER.NAME to one of (?s:.*)soma "),
         (["DATASETS.SOURCE_TEST", "x_test"], "'x_test', which is not in DATASETS.TEST"),
     ],
 )

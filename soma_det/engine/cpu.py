@@ -15,8 +15,8 @@ from soma_det.utils.machine import cpu_name
 def fused_attention_is_faster() -> bool:
     """Whether torch's fused attention beats two products and a softmax in training on this CPU.
 
-    Measured with 541 tokens of 3 heads, forward and backward: on an Intel Xeon with AVX-512 it takes 0.7 times as long; with
-    AVX2 both are level, and on an AMD EPYC its backward pass alone is a quarter of the demo's step.
+    Measured with 541 tokens of 3 heads, forward and backward: on an Intel Xeon with AVX-512 it takes 0.7 times as long;
+    with AVX2 both are level, and on an AMD EPYC its backward pass alone is a quarter of the demo's step.
     """
     return "Intel" in cpu_name() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
