@@ -2,16 +2,32 @@
 
 import os
 
+import yaml
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from torch import nn
 
 from soma_det.adapters import find_adapter_layers
-from soma_det.checkpoint import metadata
 from soma_det.checkpoint.convert import convert_old_names
 from soma_det.checkpoint.exported import is_exported
-from soma_det.modeling.backbone.timm_vit import TimmViT
+from soma_det.modeling.backbone.timm_vit import find_vits
+from soma_det.utils.files import write_text
+from soma_det.version import __version__
 
 PARTIAL_SUFFIX = ".partial"
+METADATA = "soma_det"  # key of a checkpoint, beside "model" and "trainer"
+
+
+def describe_model(cfg: CfgNode) -> dict:
+    """The version, the adapter and the classes of a training, as plain types, which torch.load takes for safe.
+
+    Returns:
+        {"version": "0.2.0", "adapter": MODEL.ADAPTER as a dict, "classes": ["bus", ...]}
+    """
+    classes = [MetadataCatalog.get(name).get("thing_classes", []) for name in cfg.DATASETS.TRAIN]
+    adapter = yaml.safe_load(cfg.MODEL.ADAPTER.dump())
+    return {"version": __version__, "adapter": adapter, "classes": list(classes[0]) if classes else []}
 
 
 class AtomicCheckpointer(DetectionCheckpointer):
@@ -22,7 +38,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
     Args:
         model: also one that is wrapped in DistributedDataParallel.
-        description: of the model, see :func:`soma_det.checkpoint.metadata.describe_model`; saved with each checkpoint.
+        description: of the model, see :func:`describe_model`; saved with each checkpoint.
         checkpointables: whose state dicts are saved too, by name.
     """
 
@@ -37,7 +53,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
             OSError: it could not be written, for example because the disk is full; earlier ones are untouched.
         """
         try:
-            super().save(name + PARTIAL_SUFFIX, **{metadata.KEY: self.description}, **kwargs)
+            super().save(name + PARTIAL_SUFFIX, **{METADATA: self.description}, **kwargs)
         except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
             partial = os.path.join(self.save_dir, f"{name}{PARTIAL_SUFFIX}.pth")
             if os.path.exists(partial):
@@ -51,10 +67,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         """Called when the file is complete: move it to its name, then point ``last_checkpoint`` at it."""
         final = last_filename_basename.replace(PARTIAL_SUFFIX, "")
         os.replace(os.path.join(self.save_dir, last_filename_basename), os.path.join(self.save_dir, final))
-        tag = os.path.join(self.save_dir, "last_checkpoint")
-        with open(tag + PARTIAL_SUFFIX, "w") as file:
-            file.write(final)
-        os.replace(tag + PARTIAL_SUFFIX, tag)
+        write_text(os.path.join(self.save_dir, "last_checkpoint"), final)
 
     def load(self, path: str, *args, **kwargs) -> dict:
         """As Detectron2's, with an error instead of a warning where the checkpoint is of another kind of model.
@@ -77,12 +90,11 @@ class AtomicCheckpointer(DetectionCheckpointer):
         names = set(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
         problems = [name for name, *_ in incompatible.incorrect_shapes]
-        if any(isinstance(module, TimmViT) for module in self.model.modules()):
+        if find_vits(self.model):
             unequal = [*incompatible.missing_keys, *incompatible.unexpected_keys]
             problems += [name for name in unequal if name.startswith("backbone.")]
         if problems:
-            training = metadata.describe_checkpoint(checkpoint.get(metadata.KEY))
-            raise ValueError(self._explain(problems, names) + training)
+            raise ValueError(self._explain(problems, names) + _tell_training(checkpoint.get(METADATA)))
         return incompatible
 
     def _explain(self, problems: list[str], names: set[str]) -> str:
@@ -98,3 +110,11 @@ class AtomicCheckpointer(DetectionCheckpointer):
             f"shape, such as {problems[:3]}. Use the config it was trained with (config.yaml in its folder); to "
             "train for other classes, start from MODEL.VIT.WEIGHTS."
         )
+
+
+def _tell_training(metadata: dict | None) -> str:
+    """A sentence for error messages; checkpoints of version 0.1 and of others have no metadata."""
+    if not metadata:
+        return ""
+    version, adapter, classes = metadata["version"], metadata["adapter"]["NAME"], ", ".join(metadata["classes"])
+    return f" It was trained by soma_det {version} with MODEL.ADAPTER.NAME {adapter} for the classes {classes}."

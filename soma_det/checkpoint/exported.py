@@ -1,4 +1,4 @@
-"""A trained detector as one small file: the adapter of its ViT, the pyramid and the heads, without the pretrained weights."""
+"""A trained detector as one small file: adapter, pyramid and heads, without the pretrained weights."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from soma_det.adapters import files
-from soma_det.modeling.backbone.timm_vit import TimmViT
+from soma_det.modeling.backbone.timm_vit import find_vits
 from soma_det.utils.files import atomic_path
 
 SUFFIX = ".safetensors"
@@ -25,7 +25,7 @@ def export_detector(model: nn.Module, path: str | os.PathLike, base: nn.Module) 
     """Write a detector whose ViT is adapted and not merged; the file is written whole or not at all.
 
     Args:
-        model: with a :class:`TimmViT` at ``backbone.net``.
+        model: with a :class:`~soma_det.modeling.TimmViT`.
         path: a .safetensors file.
         base: the plain timm model with the pretrained weights that the training started from.
 
@@ -58,8 +58,8 @@ def load_exported(model: nn.Module, path: str | os.PathLike) -> None:
     unequal = [name for name in {**own, **rest} if own.get(name) != getattr(rest.get(name), "shape", None)]
     if unequal:
         raise ValueError(
-            f"{path} is of another detector: {len(unequal)} weights are missing, left over or of another shape, such as "
-            f"{unequal[:3]}. Use the config it was trained with."
+            f"{path} is of another detector: {len(unequal)} weights are missing, left over or of another shape, such "
+            f"as {unequal[:3]}. Use the config it was trained with."
         )
     model.load_state_dict(rest, strict=False)
 
@@ -75,9 +75,8 @@ def with_plain_vit(cfg: CfgNode) -> CfgNode:
 
 def _find_vit(model: nn.Module) -> tuple[nn.Module, str]:
     """The timm model of a detector, and the prefix of its weights' names."""
-    for name, module in model.named_modules():
-        if isinstance(module, TimmViT):
-            return module.model, f"{name}.model."
+    for name, vit in find_vits(model).items():
+        return vit.model, f"{name}.model."
     raise ValueError("The detector has no ViT of timm: only those with an adapted ViT are exported without it.")
 
 

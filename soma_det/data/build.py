@@ -100,8 +100,8 @@ class TrainLoader:
         world_size = comm.get_world_size()
         if total_batch_size < 1 or total_batch_size % world_size:
             raise ValueError(
-                f"SOLVER.IMS_PER_BATCH is {total_batch_size}, which {world_size} processes cannot share equally: set it "
-                f"to a multiple of {world_size}."
+                f"SOLVER.IMS_PER_BATCH is {total_batch_size}, which {world_size} processes cannot share equally: set "
+                f"it to a multiple of {world_size}."
             )
         self.total_batch_size = total_batch_size
         self.seed = seed

@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import threading
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from detectron2.engine import HookBase

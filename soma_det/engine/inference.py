@@ -1,16 +1,14 @@
 """What makes a model faster while it is evaluated, and is undone afterwards to the bit."""
 
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Iterator
 
 import torch
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import Backbone
-from torch import Tensor, nn
+from torch import nn
 
 from soma_det.adapters import find_adapter_layers, is_mergeable
 from soma_det.engine.hooks import unwrap_ddp
-from soma_det.modeling.backbone.timm_vit import TimmViT
+from soma_det.modeling.backbone.timm_vit import find_vits
 
 
 @contextmanager
@@ -33,7 +31,7 @@ def prepared_for_inference(
         if compile_blocks:
             stack.enter_context(_compiled_blocks(model))
         if dtype is not None:
-            stack.enter_context(_backbone_in(unwrap_ddp(model), dtype))
+            stack.enter_context(_backbone_in(unwrap_ddp(model).get_submodule("backbone"), dtype))
         yield model
 
 
@@ -41,10 +39,9 @@ def prepared_for_inference(
 def merged_for_inference(model: nn.Module) -> Iterator[nn.Module]:
     """The model with its adapter layers merged into plain ones, for the length of a ``with`` block.
 
-    The adapter layers are put aside as they are and put back at the end, also after an exception: they are the same
-    objects as before, with the same values, gradients and flags, and every module of the model is in training or
-    evaluation mode as it was. The plain layers need memory for their weights. A model whose adapter cannot be merged,
-    or that has none, runs as it is.
+    The adapter layers are put aside and put back at the end, also after an exception: the same objects, with the same
+    values, gradients and flags; every module is in training or evaluation mode as before. The plain layers need memory
+    for their weights. A model whose adapter cannot be merged, or that has none, runs as it is.
     """
     modes = {module: module.training for module in model.modules()}
     layers = find_adapter_layers(model) if is_mergeable(model) else {}
@@ -60,45 +57,25 @@ def merged_for_inference(model: nn.Module) -> Iterator[nn.Module]:
             module.training = mode
 
 
-class _AutocastBackbone(Backbone):
-    """Another backbone under autocast; this project's hand on their features in fp32, in which boxes are pooled."""
-
-    def __init__(self, backbone: Backbone, dtype: torch.dtype):
-        super().__init__()
-        self.backbone, self.dtype = backbone, dtype
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(N, 3, H, W) -> {"p2": (N, C, H/4, W/4), ...}"""
-        with torch.autocast(x.device.type, dtype=self.dtype):
-            return self.backbone(x)
-
-    @property
-    def size_divisibility(self) -> int:
-        return self.backbone.size_divisibility
-
-    @property
-    def padding_constraints(self) -> dict[str, int]:
-        return self.backbone.padding_constraints
-
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        return self.backbone.output_shape()
-
-
 @contextmanager
-def _backbone_in(detector: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    backbone = detector.get_submodule("backbone")
-    detector.backbone = _AutocastBackbone(backbone, dtype).train(backbone.training)
-    try:
+def _backbone_in(backbone: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """The backbone under autocast; it hands on its features in fp32, in which boxes are pooled."""
+    autocast = torch.autocast(next(backbone.parameters()).device.type, dtype=dtype)
+
+    def enter(*args) -> None:
+        autocast.__enter__()
+
+    def leave(*args) -> None:
+        autocast.__exit__(None, None, None)
+
+    with backbone.register_forward_pre_hook(enter), backbone.register_forward_hook(leave, always_call=True):
         yield
-    finally:
-        detector.backbone = backbone
 
 
 @contextmanager
 def _compiled_blocks(model: nn.Module) -> Iterator[None]:
     """Blocks are compiled one by one: they are alike, so that the code of one serves all."""
-    vits = [module for module in model.modules() if isinstance(module, TimmViT)]
-    blocks = [block for vit in vits for block in vit.model.get_submodule("blocks").children()]
+    blocks = [block for vit in find_vits(model).values() for block in vit.model.blocks]
     if not blocks:
         raise ValueError("TEST.COMPILE compiles the blocks of a ViT, and this model has none: set it to False.")
     try:

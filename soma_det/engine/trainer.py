@@ -18,23 +18,21 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from soma_det.checkpoint.detection_checkpoint import AtomicCheckpointer
+from soma_det.checkpoint.detection_checkpoint import AtomicCheckpointer, describe_model
 from soma_det.checkpoint.exported import is_exported, load_exported, with_plain_vit
-from soma_det.checkpoint.metadata import describe_model
 from soma_det.config import check_device
+from soma_det.config.checks import has_vit
 from soma_det.data.build import build_test_loader, build_train_loader
 from soma_det.engine import hooks
 from soma_det.engine.amp import mixed_precision_trainer, training_dtype
 from soma_det.engine.cpu import training_attention
 from soma_det.engine.inference import prepared_for_inference
 from soma_det.evaluation import build_evaluator, report
-from soma_det.modeling.backbone.timm_vit import TimmViT, count_parameters
-from soma_det.modeling.freezing import freeze, match_modules
+from soma_det.modeling.backbone.timm_vit import count_parameters, find_vits
+from soma_det.modeling.freezing import freeze_from_config
 from soma_det.solver.build import build_adamw
 from soma_det.utils import compat
 from soma_det.version import __version__
-
-VIT_BACKBONE = "build_soma_vit_backbone"
 
 logger = logging.getLogger(__name__)
 
@@ -59,11 +57,9 @@ class Trainer(DefaultTrainer):
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """The config's model, with SOLVER.FREEZING.MODULES frozen where that is for good."""
         model = build_model(cfg)
-        if cfg.SOLVER.FREEZING.UNTIL == 0:
-            freeze(match_modules(model, cfg.SOLVER.FREEZING.MODULES).values())
-        logger.info(
-            "Model: %d of %d parameters train", count_parameters(model, trainable=True), count_parameters(model)
-        )
+        freeze_from_config(model, cfg)
+        trained, total = count_parameters(model, trainable=True), count_parameters(model)
+        logger.info("Model: %d of %d parameters train", trained, total)
         return model
 
     @classmethod
@@ -74,7 +70,7 @@ class Trainer(DefaultTrainer):
             lr=cfg.SOLVER.BASE_LR,
             weight_decay=cfg.SOLVER.WEIGHT_DECAY,
             betas=cfg.SOLVER.BETAS,
-            vit=next(iter(_find_vits(model).values()), None),
+            vit=next(iter(find_vits(model).values()), None),
             backbone_lr_multiplier=cfg.SOLVER.BACKBONE_LR_MULTIPLIER,
             backbone_weight_decay_multiplier=cfg.SOLVER.BACKBONE_WEIGHT_DECAY_MULTIPLIER,
             norm_weight_decay=cfg.SOLVER.WEIGHT_DECAY_NORM,
@@ -135,7 +131,7 @@ class Trainer(DefaultTrainer):
 
 
 def _describe_run(cfg: CfgNode) -> dict[str, str | int]:
-    is_vit = cfg.MODEL.BACKBONE.NAME == VIT_BACKBONE
+    is_vit = has_vit(cfg)
     return {
         "date": datetime.datetime.now().isoformat(timespec="seconds"),
         "backbone": cfg.MODEL.VIT.NAME if is_vit else cfg.MODEL.BACKBONE.NAME,
@@ -148,21 +144,17 @@ def _describe_run(cfg: CfgNode) -> dict[str, str | int]:
     }
 
 
-def _find_vits(model: nn.Module) -> dict[str, TimmViT]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, TimmViT)}
-
-
 def _recipe_hooks(cfg: CfgNode, model: nn.Module, seed: int) -> list[HookBase]:
-    recipe = [hooks.SeedEachIteration(seed)]
-    for name in _find_vits(model) if cfg.MODEL.VIT.FROZEN_BLOCKS else ():
-        blocks = "|".join(f"blocks\\.{index}" for index in range(cfg.MODEL.VIT.FROZEN_BLOCKS))
+    recipe, solver, frozen = [hooks.SeedEachIteration(seed)], cfg.SOLVER, range(cfg.MODEL.VIT.FROZEN_BLOCKS)
+    for name in find_vits(model) if frozen else ():
+        blocks = "|".join(f"blocks\\.{index}" for index in frozen)
         recipe.append(hooks.LayerFreezing([rf"{re.escape(name)}\.model\.(patch_embed|{blocks})"]))
-    if cfg.SOLVER.FREEZING.MODULES:
-        recipe.append(hooks.LayerFreezing(cfg.SOLVER.FREEZING.MODULES, cfg.SOLVER.FREEZING.UNTIL))
-    if cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
-        recipe.append(hooks.GradientClipping(cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE, cfg.SOLVER.CLIP_GRADIENTS.NORM_TYPE))
-    if cfg.SOLVER.WEIGHT_DECAY_ANNEALING.ENABLED:
-        recipe.append(hooks.WeightDecayAnnealing(cfg.SOLVER.WEIGHT_DECAY_ANNEALING.FINAL))
+    if solver.FREEZING.MODULES:
+        recipe.append(hooks.LayerFreezing(solver.FREEZING.MODULES, solver.FREEZING.UNTIL))
+    if solver.CLIP_GRADIENTS.ENABLED:
+        recipe.append(hooks.GradientClipping(solver.CLIP_GRADIENTS.CLIP_VALUE, solver.CLIP_GRADIENTS.NORM_TYPE))
+    if solver.WEIGHT_DECAY_ANNEALING.ENABLED:
+        recipe.append(hooks.WeightDecayAnnealing(solver.WEIGHT_DECAY_ANNEALING.FINAL))
     return recipe
 
 
@@ -176,10 +168,10 @@ def load_model(cfg: CfgNode) -> nn.Module:
     if not cfg.MODEL.WEIGHTS:
         raise ValueError("MODEL.WEIGHTS is empty: name a checkpoint, such as output/model_final.pth.")
     check_device(cfg)
-    if is_exported(cfg.MODEL.WEIGHTS):
-        model = Trainer.build_model(with_plain_vit(cfg))
+    exported = is_exported(cfg.MODEL.WEIGHTS)
+    model = Trainer.build_model(with_plain_vit(cfg) if exported else cfg)
+    if exported:
         load_exported(model, cfg.MODEL.WEIGHTS)
-        return model.eval()
-    model = Trainer.build_model(cfg)
-    AtomicCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    else:
+        AtomicCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     return model.eval()

@@ -37,8 +37,8 @@ def register_from_config(cfg: CfgNode) -> None:
 
     Raises:
         FileNotFoundError: a file or folder of DATASETS.COCO_JSON does not exist.
-        ValueError: an entry of DATASETS.COCO_JSON is malformed; a name in TRAIN or TEST is not registered; or a data set
-            has another number of classes than the model, or other classes than the first.
+        ValueError: an entry of DATASETS.COCO_JSON is malformed; a name in TRAIN or TEST is not registered; or a data
+            set has another number of classes than the model, or other classes than the first.
     """
     weather = cfg.DATASETS.WEATHER
     names = register_weather_datasets(weather.PREFIX, weather_root(weather.ROOT), weather.DOMAINS, weather.CLASSES)
