@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -14,7 +15,7 @@ from matplotlib.patches import Patch
 
 SOURCE_COLOR, UNSEEN_COLOR, MEAN_COLOR = "#8a94a6", "#0072b2", "#d55e00"
 TEXT_COLOR, GRID_COLOR = "#2b2f36", "#e3e6ea"
-MEAN_LINE = dict(color=MEAN_COLOR, linewidth=1.6, linestyle=(0, (4, 2)))
+MEAN_LINE: dict[str, Any] = dict(color=MEAN_COLOR, linewidth=1.6, linestyle=(0, (4, 2)))
 
 
 def draw_domain_chart(

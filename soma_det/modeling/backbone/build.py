@@ -1,12 +1,12 @@
 """The backbone that a Detectron2 config asks for: a ViT, frozen below, adapted above, under a feature pyramid."""
 
 import logging
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
-from torch import nn
 
 from soma_det.adapters import AdapterConfig, adapt
 from soma_det.config.adapter import adapter_config
@@ -47,7 +47,7 @@ def _weights_to_load(cfg: CfgNode) -> str:
     return "" if cfg.MODEL.WEIGHTS or torch.device(cfg.MODEL.DEVICE).type == "meta" else cfg.MODEL.VIT.WEIGHTS
 
 
-def _adapt(vit: nn.Module, cfg: CfgNode) -> None:
+def _adapt(vit: Any, cfg: CfgNode) -> None:
     """Adapt the blocks beyond the frozen ones, in place; afterwards only what the method trains requires gradients."""
     config = adapter_config(cfg)
     if not cfg.MODEL.VIT.WEIGHTS and not cfg.MODEL.WEIGHTS and config.name != "full":
