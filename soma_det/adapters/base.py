@@ -84,7 +84,7 @@ class AdapterLayer(nn.Module):
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def merged(self) -> nn.Module:
-        """The plain module that computes the same.
+        """A new plain module that computes the same; the layer is left as it was.
 
         Raises:
             ValueError: there is none; the message says why.
