@@ -1,8 +1,7 @@
 """Registers data sets in Detectron2's catalogs: weather domains in VOC layout, and COCO json files.
 
 Registering weather domains reads no annotations and needs no data on disk; the files of DATASETS.COCO_JSON are checked.
-MetadataCatalog holds, of each data set: thing_classes; domain, the label of its weather, where one is known; and under
-SOURCE what this module registered it from.
+MetadataCatalog holds thing_classes; domain, the label of the weather, where one is known; and SOURCE, see below.
 """
 
 import difflib
@@ -19,7 +18,7 @@ from detectron2.data.datasets import register_coco_instances
 from soma_det.data.datasets.coco_json import read_classes
 from soma_det.data.datasets.diverse_weather import DEVKIT, find_domain_folder, find_list, load_voc_domain
 
-SOURCE = "soma_det_source"
+SOURCE = "soma_det_source"  # key in MetadataCatalog: what this module registered the data set from
 SPLITS = ("train", "test")  # always registered, so that a missing list is reported when it is asked for
 
 
@@ -37,8 +36,8 @@ def register_from_config(cfg: CfgNode) -> None:
 
     Raises:
         FileNotFoundError: a file or folder of DATASETS.COCO_JSON does not exist.
-        ValueError: an entry of DATASETS.COCO_JSON is malformed; a name in TRAIN or TEST is not registered; or a data set
-            has another number of classes than the model, or other classes than the first.
+        ValueError: an entry of DATASETS.COCO_JSON is malformed; a name in TRAIN or TEST is not registered; or a data
+            set has another number of classes than the model, or other classes than the first.
     """
     weather = cfg.DATASETS.WEATHER
     names = register_weather_datasets(weather.PREFIX, weather_root(weather.ROOT), weather.DOMAINS, weather.CLASSES)
@@ -63,16 +62,14 @@ def register_weather_datasets(prefix: str, root: str, domains: Sequence[str], cl
     Args:
         root: the folder that holds the domains, see :mod:`soma_det.data.datasets.diverse_weather`.
         domains: domains, spelled as they shall be in the names.
-        classes: class names in the order of their category ids; case does not tell classes apart.
+        classes: class names in the order of their category ids.
 
     Raises:
         ValueError: no domain, no class, a class twice, or a name that other code has registered.
     """
     if not domains or not classes or len({name.casefold() for name in classes}) < len(classes):
-        raise ValueError(
-            "DATASETS.WEATHER needs DOMAINS, and CLASSES that differ by more than case; "
-            f"got {list(domains)}, {list(classes)}."
-        )
+        found = f"got {list(domains)}, {list(classes)}"
+        raise ValueError(f"DATASETS.WEATHER needs DOMAINS, and CLASSES that differ by more than case; {found}.")
     root, classes = os.path.abspath(root), tuple(classes)
     names = []
     for domain in domains:
@@ -80,8 +77,8 @@ def register_weather_datasets(prefix: str, root: str, domains: Sequence[str], cl
             name, source = f"{prefix}_{domain}_{split}", WeatherSource(root, domain, split, classes)
             if _make_room(name, source):
                 DatasetCatalog.register(name, lambda source=source: pickle.loads(_load_weather(source)))
-                metadata = dict(thing_classes=list(classes), domain=domain, split=split)
-                MetadataCatalog.get(name).set(**metadata, **{SOURCE: source})
+                metadata = {"thing_classes": list(classes), "domain": domain, "split": split, SOURCE: source}
+                MetadataCatalog.get(name).set(**metadata)
             names.append(name)
     return names
 

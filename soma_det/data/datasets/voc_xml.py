@@ -7,6 +7,7 @@ an exclusive end, so 1 is taken from xmin and ymin only (as detectron2/data/data
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError
 
@@ -19,7 +20,7 @@ UNREADABLE_IMAGE = (OSError, SyntaxError, Image.DecompressionBombError)
 EXIF_ORIENTATION = 274
 TURNED_BY_A_QUARTER = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
-Box = tuple[float, float, float, float]
+Box = Sequence[float]  # xmin, ymin, xmax, ymax
 
 
 class BrokenAnnotationError(ValueError):
@@ -27,9 +28,7 @@ class BrokenAnnotationError(ValueError):
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Width and height in pixels as ``detectron2.data.detection_utils.read_image`` will return the image.
-
-    Reads the file's header only, and swaps the sides where the EXIF orientation turns the image by a quarter.
+    """Width and height, pixels, of the image as Detectron2's ``read_image`` will return it, from the file's header.
 
     Raises:
         one of :data:`UNREADABLE_IMAGE`.
@@ -100,15 +99,13 @@ def _parse(path: str | Path) -> Element:
 
 
 def _read_box(element: Element) -> Box | None:
-    corners = element.find("bndbox")
-    if corners is None:
-        return None
+    box = element.find("bndbox")
+    texts = ["" if box is None else box.findtext(tag, "") for tag in ("xmin", "ymin", "xmax", "ymax")]
     try:
-        xmin, ymin, xmax, ymax = (float(corners.findtext(tag, "")) for tag in ("xmin", "ymin", "xmax", "ymax"))
+        corners = [float(text) for text in texts]
     except ValueError:
         return None
-    box = (xmin, ymin, xmax, ymax)
-    return box if all(map(math.isfinite, box)) else None
+    return corners if all(map(math.isfinite, corners)) else None
 
 
 def _has_doubled_tags(element: Element) -> bool:
