@@ -41,9 +41,8 @@ def build_train_loader(cfg: CfgNode) -> "TrainLoader":
         raise ValueError("DATASETS.TRAIN is empty: name at least one data set to train on.")
     check_data_exists([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-    seed = cfg.SEED
-    if seed < 0:
-        seed = comm.shared_random_seed()
+    seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    if cfg.SEED < 0:
         logger.info(f"SEED is negative: drew {seed}. To resume or repeat this run exactly, set SEED to {seed}.")
     return TrainLoader(
         records,
@@ -57,8 +56,7 @@ def build_train_loader(cfg: CfgNode) -> "TrainLoader":
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
     """Every image of a data set once, shared by the processes; an unreadable one is an error.
 
-    Batches have up to TEST.BATCH_SIZE images, all of one size: none is padded to the size of another, so the batch size
-    changes no result.
+    Batches have up to TEST.BATCH_SIZE images of one size: no image is padded to another's, which could change results.
     """
     records = get_detection_dataset_dicts([dataset_name], filter_empty=False)
     sizes = [(record.get("height"), record.get("width")) for record in records]
@@ -92,8 +90,7 @@ class TrainLoader:
     which iteration a resumed training goes on. Set ``start_iteration`` in between.
 
     Args:
-        records: Detectron2 standard dicts.
-        mapper: turns a record into a model's input; raises UnreadableImageError for one to leave out.
+        mapper: turns a record (Detectron2 standard dict) into a model's input; an UnreadableImageError leaves it out.
         total_batch_size: images in an iteration, shared equally by all processes.
         seed: not negative, and the same in all processes.
     """
@@ -101,10 +98,7 @@ class TrainLoader:
     def __init__(self, records: list[dict], mapper: Mapper, *, total_batch_size: int, seed: int, num_workers: int = 0):
         world_size = comm.get_world_size()
         if total_batch_size < 1 or total_batch_size % world_size:
-            raise ValueError(
-                f"SOLVER.IMS_PER_BATCH is {total_batch_size}, which {world_size} processes cannot share equally: "
-                f"set it to a multiple of {world_size}."
-            )
+            raise ValueError(f"SOLVER.IMS_PER_BATCH is {total_batch_size}: set a multiple of {world_size} (processes).")
         self.total_batch_size, self.seed, self.num_workers = total_batch_size, seed, num_workers
         self.start_iteration = 0  # iterations done before
         self.skipped = 0  # unreadable images that this process has met

@@ -24,10 +24,7 @@ logger = logging.getLogger(__name__)
 DEVKIT = "VOC2007"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 MAX_SKIPPED_SHARE = 0.01  # of the listed images; above it the copy is taken for incomplete
-REMEDY = (
-    "Set DATASETS.WEATHER.ROOT, or DETECTRON2_DATASETS to the folder above diverseWeather; "
-    "datasets/README.md says how to get and prepare the data."
-)
+REMEDY = "Set DATASETS.WEATHER.ROOT, or DETECTRON2_DATASETS to the folder above diverseWeather: see datasets/README.md."
 
 
 def load_voc_domain(root: str | Path, domain: str, split: str, classes: Sequence[str]) -> list[dict]:
@@ -49,9 +46,12 @@ def load_voc_domain(root: str | Path, domain: str, split: str, classes: Sequence
         ValueError: the list is empty, or no object is of a known class.
     """
     list_file = find_list(root, domain, split)
-    ids, repeated = _read_list(list_file)
+    listed = [line.strip() for line in list_file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    if not listed:
+        raise ValueError(f"The list {list_file} names no images. {REMEDY}")
+    ids = list(dict.fromkeys(listed))  # evaluators look ground truth up by id, so each once
     reader = _DevkitReader(list_file.parents[2], classes)
-    reader.faults["repeated list entries"] += repeated
+    reader.faults["repeated list entries"] += len(listed) - len(ids)
     name = f"{domain}/{split} in {root}"
     logger.info(f"Reading {len(ids)} annotation files of {name} ...")
     hide = None if comm.is_main_process() else True  # None: where stderr is not a terminal
@@ -163,15 +163,6 @@ class _DevkitReader:
     def _skipped_words(self) -> str:
         words = {kind: ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "") for kind, ids in self.skipped.items()}
         return ", ".join(f"{len(self.skipped[kind])} {kind} ({words[kind]})" for kind in sorted(words))
-
-
-def _read_list(path: Path) -> tuple[list[str], int]:
-    """The image ids of a list, each once as evaluators look ground truth up by id, and the number of repetitions."""
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    if not lines:
-        raise ValueError(f"The list {path} names no images. {REMEDY}")
-    ids = list(dict.fromkeys(lines))
-    return ids, len(lines) - len(ids)
 
 
 def _image_files(folder: Path) -> dict[str, str]:

@@ -77,8 +77,8 @@ def register_weather_datasets(prefix: str, root: str, domains: Sequence[str], cl
             name, source = f"{prefix}_{domain}_{split}", WeatherSource(root, domain, split, classes)
             if _make_room(name, source):
                 DatasetCatalog.register(name, lambda source=source: pickle.loads(_load_weather(source)))
-                metadata = {"thing_classes": list(classes), "domain": domain, "split": split, SOURCE: source}
-                MetadataCatalog.get(name).set(**metadata)
+                metadata = MetadataCatalog.get(name)
+                metadata.set(thing_classes=list(classes), domain=domain, split=split, **{SOURCE: source})
             names.append(name)
     return names
 
@@ -128,13 +128,12 @@ def _splits_on_disk(root: str, domain: str) -> list[str]:
 def _make_room(name: str, source: tuple) -> bool:
     """Whether ``name`` is free for ``source``, after removing what this module had registered there from another."""
     registered = MetadataCatalog.get(name).get(SOURCE)
-    if name in DatasetCatalog:
-        if registered == source:
-            return False
-        if registered is None:
-            raise ValueError(f"A data set {name!r} exists already: choose another name (or DATASETS.WEATHER.PREFIX).")
-        DatasetCatalog.remove(name)
+    if name in DatasetCatalog and registered == source:
+        return False
+    if name in DatasetCatalog and registered is None:
+        raise ValueError(f"A data set {name!r} exists already: choose another name (or DATASETS.WEATHER.PREFIX).")
     if registered is not None:
+        DatasetCatalog.pop(name, None)
         MetadataCatalog.remove(name)
     return True
 
@@ -143,8 +142,8 @@ def _check_entry(entry: object) -> None:
     words = entry if isinstance(entry, (list, tuple)) else ()
     if len(words) not in (3, 4) or not all(isinstance(word, str) and word for word in words):
         raise ValueError(
-            f"DATASETS.COCO_JSON has the entry {entry!r}: write [name, json file, folder of images] or "
-            "[name, json file, folder of images, domain]."
+            f"DATASETS.COCO_JSON has the entry {entry!r}: write [name, json file, folder of images], with or without a "
+            "domain as its fourth item."
         )
 
 
@@ -161,8 +160,8 @@ def _check_used(cfg: CfgNode, registered: Sequence[str]) -> None:
             )
     head = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
     number = cfg.MODEL[head].NUM_CLASSES
-    classes = {name: list(MetadataCatalog.get(name).get("thing_classes") or []) for name in used}
-    classes = {name: of for name, of in classes.items() if of}  # unknown for data sets registered elsewhere
+    known = {name: MetadataCatalog.get(name).get("thing_classes") for name in used}  # None: registered elsewhere
+    classes = {name: list(of) for name, of in known.items() if of}
     for name, of in classes.items():
         if len(of) != number:
             raise ValueError(

@@ -12,14 +12,11 @@ from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError
 
 import defusedxml.ElementTree
-from PIL import Image
+from PIL import ExifTags, Image
 
 # What Pillow raises for files that are not images, cut short, or altered.
 UNREADABLE_IMAGE = (OSError, SyntaxError, Image.DecompressionBombError)
-
-EXIF_ORIENTATION = 274
 TURNED_BY_A_QUARTER = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-
 Box = Sequence[float]  # xmin, ymin, xmax, ymax
 
 
@@ -30,13 +27,12 @@ class BrokenAnnotationError(ValueError):
 def image_size(path: str | Path) -> tuple[int, int]:
     """Width and height, pixels, of the image as Detectron2's ``read_image`` will return it, from the file's header.
 
-    Raises:
-        one of :data:`UNREADABLE_IMAGE`.
+    Raises one of :data:`UNREADABLE_IMAGE` for an image that cannot be read.
     """
     with Image.open(path) as image:
         width, height = image.size
         try:
-            orientation = image.getexif().get(EXIF_ORIENTATION)
+            orientation = image.getexif().get(ExifTags.Base.Orientation)
         except Exception:  # broken EXIF counts as none, as in read_image: Pillow raises almost anything here
             orientation = None
     return (height, width) if orientation in TURNED_BY_A_QUARTER else (width, height)
@@ -110,8 +106,6 @@ def _read_box(element: Element) -> Box | None:
 
 def _has_doubled_tags(element: Element) -> bool:
     """Whether the object repeats one of its own tags or one of its box's. <part>s may repeat, and are not ours."""
-    for parent in (element, *element.iterfind("bndbox")):
-        tags = [child.tag for child in parent if child.tag != "part"]
-        if len(tags) != len(set(tags)):
-            return True
-    return False
+    parents = (element, *element.iterfind("bndbox"))
+    families = ([child.tag for child in parent if child.tag != "part"] for parent in parents)
+    return any(len(set(tags)) < len(tags) for tags in families)
