@@ -1,6 +1,5 @@
 """Data sets, augmentations and loaders."""
 
-from soma_det.data.datasets.diverse_weather import load_voc_domain
 from soma_det.data.datasets.register import (
     check_data_exists,
     register_coco_json,
@@ -8,10 +7,4 @@ from soma_det.data.datasets.register import (
     register_weather_datasets,
 )
 
-__all__ = [
-    "check_data_exists",
-    "load_voc_domain",
-    "register_coco_json",
-    "register_from_config",
-    "register_weather_datasets",
-]
+__all__ = ["check_data_exists", "register_coco_json", "register_from_config", "register_weather_datasets"]

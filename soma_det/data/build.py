@@ -27,7 +27,6 @@ from soma_det.utils.machine import use_one_core
 logger = logging.getLogger(__name__)
 
 MAX_UNREADABLE_IN_A_ROW = 20
-
 Mapper = Callable[[dict], dict]
 
 
@@ -42,11 +41,14 @@ def build_train_loader(cfg: CfgNode) -> "TrainLoader":
         raise ValueError("DATASETS.TRAIN is empty: name at least one data set to train on.")
     check_data_exists([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    if cfg.SEED < 0:
+        logger.info(f"SEED is negative: drew {seed}. To resume or repeat this run exactly, set SEED to {seed}.")
     return TrainLoader(
         records,
         WeatherMapper(cfg, is_train=True),
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
-        seed=cfg.SEED if cfg.SEED >= 0 else _draw_seed(),
+        seed=seed,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
 
@@ -54,8 +56,7 @@ def build_train_loader(cfg: CfgNode) -> "TrainLoader":
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
     """Every image of a data set once, shared by the processes; an unreadable one is an error.
 
-    Batches have up to TEST.BATCH_SIZE images, all of one size: none is padded to the size of another, so the batch size
-    changes no result.
+    Batches have up to TEST.BATCH_SIZE images of one size: no image is padded to another's, which could change results.
     """
     records = get_detection_dataset_dicts([dataset_name], filter_empty=False)
     sizes = [(record.get("height"), record.get("width")) for record in records]
@@ -70,8 +71,7 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
 def equal_size_batches(indices: Iterable[int], sizes: Sequence[tuple], limit: int) -> list[list[int]]:
     """Cut a sequence of indices into batches of at most ``limit`` images of equal size; the order stays.
 
-    Args:
-        sizes: (height, width) of each image, pixels; (None, None) where unknown, which makes a batch of its own.
+    ``sizes`` are (height, width), pixels, of each image; (None, None), unknown, makes a batch of its own.
     """
     batches: list[list[int]] = []
     for index in indices:
@@ -90,22 +90,16 @@ class TrainLoader:
     which iteration a resumed training goes on. Set ``start_iteration`` in between.
 
     Args:
-        records: Detectron2 standard dicts.
-        mapper: turns a record into a model's input; raises UnreadableImageError for one to leave out.
-        total_batch_size: images in an iteration over all processes; each process gets an equal share.
+        mapper: turns a record (Detectron2 standard dict) into a model's input; an UnreadableImageError leaves it out.
+        total_batch_size: images in an iteration, shared equally by all processes.
         seed: not negative, and the same in all processes.
     """
 
     def __init__(self, records: list[dict], mapper: Mapper, *, total_batch_size: int, seed: int, num_workers: int = 0):
         world_size = comm.get_world_size()
         if total_batch_size < 1 or total_batch_size % world_size:
-            raise ValueError(
-                f"SOLVER.IMS_PER_BATCH is {total_batch_size}, which {world_size} processes cannot share equally: set "
-                f"it to a multiple of {world_size}."
-            )
-        self.total_batch_size = total_batch_size
-        self.seed = seed
-        self.num_workers = num_workers
+            raise ValueError(f"SOLVER.IMS_PER_BATCH is {total_batch_size}: set a multiple of {world_size} (processes).")
+        self.total_batch_size, self.seed, self.num_workers = total_batch_size, seed, num_workers
         self.start_iteration = 0  # iterations done before
         self.skipped = 0  # unreadable images that this process has met
         # DatasetFromList keeps the records serialized, so that workers share their memory.
@@ -190,9 +184,3 @@ def _seeded(seed: int) -> Iterator[None]:
 def _mix(seed: int, number: int) -> int:
     """A 32-bit seed from a run's seed and an epoch or position: neighbors give unrelated random numbers."""
     return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
-
-
-def _draw_seed() -> int:
-    seed = comm.shared_random_seed()
-    logger.info(f"SEED is negative: drew {seed}. To resume or repeat this run exactly, set SEED to {seed}.")
-    return seed

@@ -22,17 +22,17 @@ class WeatherMapper(DatasetMapper):
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
         """The keyword arguments that the config stands for."""
-        settings = cfg.INPUT
+        settings, recipe, flip = cfg.INPUT, cfg.INPUT.AUGMENTATION, cfg.INPUT.RANDOM_FLIP
         if not is_train:
             augmentations = build_test_augmentation(min_size=settings.MIN_SIZE_TEST, max_size=settings.MAX_SIZE_TEST)
-        elif settings.RANDOM_FLIP not in ("horizontal", "none"):
-            raise ValueError(f'INPUT.RANDOM_FLIP is {settings.RANDOM_FLIP!r}: choose "horizontal" or "none".')
+        elif flip not in ("horizontal", "none"):
+            raise ValueError(f'INPUT.RANDOM_FLIP is {flip!r}: choose "horizontal" or "none".')
         else:
             augmentations = build_train_augmentation(
-                scale_range=settings.AUGMENTATION.SCALE_RANGE,
-                crop_size=settings.AUGMENTATION.CROP_SIZE,
-                photometric=settings.AUGMENTATION.PHOTOMETRIC,
-                flip=settings.RANDOM_FLIP == "horizontal",
+                scale_range=recipe.SCALE_RANGE,
+                crop_size=recipe.CROP_SIZE,
+                photometric=recipe.PHOTOMETRIC,
+                flip=flip == "horizontal",
             )
         return dict(is_train=is_train, augmentations=augmentations, image_format=settings.FORMAT)
 

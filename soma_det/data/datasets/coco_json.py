@@ -31,17 +31,13 @@ def _find_fault(content: object) -> str:
     if not isinstance(content, dict):
         return "it needs an object at its top"
     for part, keys in KEYS.items():
-        fault = _find_fault_of_part(content.get(part), part, keys)
-        if fault:
-            return fault
+        entries = content.get(part)
+        if not isinstance(entries, list) or not (entries or part == "annotations"):
+            return f"it needs a list {part!r}"
+        for index, entry in enumerate(entries):
+            if not isinstance(entry, dict) or any(key not in entry for key in keys):
+                return f"{part}[{index}] needs the keys {', '.join(keys)}"
+        if len({entry["id"] for entry in entries}) < len(entries):
+            return f"some id occurs twice in {part!r}"
     unknown = {box["category_id"] for box in content["annotations"]} - {of["id"] for of in content["categories"]}
     return f"it has boxes of the categories {sorted(unknown)}, which it does not list" if unknown else ""
-
-
-def _find_fault_of_part(entries: object, part: str, keys: tuple[str, ...]) -> str:
-    if not isinstance(entries, list) or not (entries or part == "annotations"):
-        return f"it needs a list {part!r}"
-    for index, entry in enumerate(entries):
-        if not isinstance(entry, dict) or any(key not in entry for key in keys):
-            return f"{part}[{index}] needs the keys {', '.join(keys)}"
-    return f"some id occurs twice in {part!r}" if len({entry["id"] for entry in entries}) < len(entries) else ""

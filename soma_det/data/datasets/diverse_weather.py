@@ -11,31 +11,20 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from tqdm import tqdm
 
-from soma_det.data.datasets.voc_xml import (
-    UNREADABLE_IMAGE,
-    Box,
-    BrokenAnnotationError,
-    image_size,
-    read_objects,
-    to_detectron2_box,
-)
+from soma_det.data.datasets import voc_xml
 
 logger = logging.getLogger(__name__)
 
 DEVKIT = "VOC2007"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 MAX_SKIPPED_SHARE = 0.01  # of the listed images; above it the copy is taken for incomplete
-REMEDY = (
-    "Set DATASETS.WEATHER.ROOT, or DETECTRON2_DATASETS to the folder above diverseWeather; "
-    "datasets/README.md says how to get and prepare the data."
-)
+REMEDY = "Set DATASETS.WEATHER.ROOT, or DETECTRON2_DATASETS to the folder above diverseWeather: see datasets/README.md."
 
 
 def load_voc_domain(root: str | Path, domain: str, split: str, classes: Sequence[str]) -> list[dict]:
@@ -57,15 +46,24 @@ def load_voc_domain(root: str | Path, domain: str, split: str, classes: Sequence
         ValueError: the list is empty, or no object is of a known class.
     """
     list_file = find_list(root, domain, split)
-    report = LoadReport(name=f"{domain}/{split} in {root}")
-    ids = _read_list(list_file, report)
-    reader = _DevkitReader(list_file.parents[2], classes, report)
-    logger.info(f"Reading {len(ids)} annotation files of {report.name} ...")
+    listed = [line.strip() for line in list_file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    if not listed:
+        raise ValueError(f"The list {list_file} names no images. {REMEDY}")
+    ids = list(dict.fromkeys(listed))  # evaluators look ground truth up by id, so each once
+    reader = _DevkitReader(list_file.parents[2], classes)
+    reader.faults["repeated list entries"] += len(listed) - len(ids)
+    name = f"{domain}/{split} in {root}"
+    logger.info(f"Reading {len(ids)} annotation files of {name} ...")
     hide = None if comm.is_main_process() else True  # None: where stderr is not a terminal
-    progress = tqdm(ids, desc=f"{domain}/{split}", unit="file", delay=3, disable=hide)
-    records = [record for image_id in progress if (record := reader.read(image_id)) is not None]
-    report.check(classes)
-    report.log()
+    records = []
+    for image_id in tqdm(ids, desc=f"{domain}/{split}", unit="file", delay=3, disable=hide):
+        record = reader.read(image_id)
+        if isinstance(record, dict):
+            records.append(record)
+        else:
+            reader.skipped[record].append(image_id)
+    reader.check(name, len(ids), classes)
+    reader.log(f"{name}: {len(records)} images")
     return records
 
 
@@ -82,9 +80,7 @@ def find_list(root: str | Path, domain: str, split: str) -> Path:
 def find_domain_folder(root: str | Path, domain: str) -> Path:
     """The folder of a domain below ``root``, e.g. Night-Sunny for night_sunny.
 
-    Raises:
-        FileNotFoundError: ``root`` or the domain's folder does not exist.
-        ValueError: several folders could be meant and none has exactly the domain's name.
+    Raises a FileNotFoundError if there is none, and a ValueError if several could be meant.
     """
     root = Path(root)
     if not root.is_dir():
@@ -100,103 +96,73 @@ def find_domain_folder(root: str | Path, domain: str) -> Path:
     return root / matches[0]
 
 
-@dataclass
-class LoadReport:
-    """What a split holds, and what was wrong with it."""
-
-    name: str
-    listed: int = 0  # images
-    boxes: Counter = field(default_factory=Counter)  # class name: boxes kept
-    unknown: Counter = field(default_factory=Counter)  # class name: objects left out
-    faults: Counter = field(default_factory=Counter)  # kind: objects or list entries
-    skipped: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # kind: image ids
-
-    def check(self, classes: Sequence[str]) -> None:
-        """Raise if too much was skipped or no box is left; see :func:`load_voc_domain`."""
-        count = sum(map(len, self.skipped.values()))
-        if count > MAX_SKIPPED_SHARE * self.listed:
-            raise OSError(
-                f"{count} of the {self.listed} images listed for {self.name} cannot be used, more than "
-                f"{MAX_SKIPPED_SHARE:.0%}: {self._skipped_words()}. Complete the copy, or shorten the list."
-            )
-        if not self.boxes:
-            raise ValueError(
-                f"No object of {self.name} is of the classes {list(classes)}. Classes found: {_counts(self.unknown)}. "
-                "Set DATASETS.WEATHER.CLASSES to the names in the annotation files."
-            )
-
-    def log(self) -> None:
-        """Log the whole report in one line, as a warning if images were skipped or classes left out."""
-        count = sum(map(len, self.skipped.values()))
-        words = [f"{self.name}: {self.listed - count} images, {self.boxes.total()} boxes ({_counts(self.boxes)})"]
-        if count:
-            words.append(f"SKIPPED {count} images: {self._skipped_words()}")
-        if self.unknown:
-            words.append(f"left out, not in DATASETS.WEATHER.CLASSES: {_counts(self.unknown)}")
-        if +self.faults:
-            words.append(f"repaired or dropped: {_counts(self.faults)}")
-        logger.log(logging.WARNING if count or self.unknown else logging.INFO, "; ".join(words))
-
-    def _skipped_words(self) -> str:
-        return ", ".join(
-            f"{len(ids)} {kind} ({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''})"
-            for kind, ids in sorted(self.skipped.items())
-        )
-
-
 class _DevkitReader:
-    """Reads images of one devkit by id and keeps the report."""
+    """Reads images of one devkit by id, and counts what it finds, repairs and leaves out."""
 
-    def __init__(self, devkit: Path, classes: Sequence[str], report: LoadReport):
-        self.annotations, self.images, self.report = devkit / "Annotations", devkit / "JPEGImages", report
-        self.classes = {name.casefold(): (index, name) for index, name in enumerate(classes)}
+    def __init__(self, devkit: Path, classes: Sequence[str]):
+        self.annotations, self.images = devkit / "Annotations", devkit / "JPEGImages"
         self.files = _image_files(self.images)  # one listing instead of a look-up for each image and suffix
+        self.classes = {name.casefold(): (index, name) for index, name in enumerate(classes)}
+        self.boxes: Counter = Counter()  # class name: boxes kept
+        self.unknown: Counter = Counter()  # class name: objects left out
+        self.faults: Counter = Counter()  # kind: objects or list entries
+        self.skipped: dict[str, list[str]] = defaultdict(list)  # kind: image ids
 
-    def read(self, image_id: str) -> dict | None:
-        """The record of an image; None, noted in the report, if it cannot be used."""
-        record = self._read(image_id)
-        if isinstance(record, str):
-            self.report.skipped[record].append(image_id)
-            return None
-        return record
-
-    def _read(self, image_id: str) -> dict | str:
-        """The record of an image, or why there is none."""
+    def read(self, image_id: str) -> dict | str:
+        """The record of an image, or why it has to be skipped."""
         if image_id not in self.files:
             return "without an image"
         path = self.images / self.files[image_id]
         try:
-            width, height = image_size(path)
-        except UNREADABLE_IMAGE:
+            width, height = voc_xml.image_size(path)
+        except voc_xml.UNREADABLE_IMAGE:
             return "with an unreadable image"
         try:
-            objects = read_objects(self.annotations / f"{image_id}.xml", self.report.faults)
-        except BrokenAnnotationError:
+            objects = voc_xml.read_objects(self.annotations / f"{image_id}.xml", self.faults)
+        except voc_xml.BrokenAnnotationError:
             return "with a broken annotation file"
         except OSError:
             return "without a readable annotation file"
         annotations = list(self._annotations(objects, width, height))
         return dict(file_name=str(path), image_id=image_id, height=height, width=width, annotations=annotations)
 
-    def _annotations(self, objects: list[tuple[str, Box]], width: int, height: int) -> Iterable[dict]:
+    def check(self, name: str, listed: int, classes: Sequence[str]) -> None:
+        """Raise if too many of the listed images were skipped or no box is left; see :func:`load_voc_domain`."""
+        count = sum(map(len, self.skipped.values()))
+        if count > MAX_SKIPPED_SHARE * listed:
+            raise OSError(
+                f"{count} of the {listed} images listed for {name} cannot be used, more than {MAX_SKIPPED_SHARE:.0%}: "
+                f"{self._skipped_words()}. Complete the copy, or shorten the list."
+            )
+        if not self.boxes:
+            raise ValueError(
+                f"No object of {name} is of the classes {list(classes)}. Classes found: "
+                f"{_counts(self.unknown) or 'none'}. Set DATASETS.WEATHER.CLASSES to the names in the annotation files."
+            )
+
+    def log(self, head: str) -> None:
+        """Log all counts in one line, as a warning if images were skipped or classes left out."""
+        parts = {
+            f"{head}, {self.boxes.total()} boxes": f"({_counts(self.boxes)})",
+            f"SKIPPED {sum(map(len, self.skipped.values()))} images:": self._skipped_words(),
+            "left out, not in DATASETS.WEATHER.CLASSES:": _counts(self.unknown),
+            "repaired or dropped:": _counts(self.faults),
+        }
+        line = "; ".join(f"{what} {counts}" for what, counts in parts.items() if counts)
+        logger.log(logging.WARNING if self.skipped or self.unknown else logging.INFO, line)
+
+    def _annotations(self, objects: list[tuple[str, voc_xml.Box]], width: int, height: int) -> Iterable[dict]:
         for written_name, written_box in objects:
             category_id, name = self.classes.get(written_name.casefold(), (None, written_name))
             if category_id is None:
-                self.report.unknown[name] += 1
-            elif box := to_detectron2_box(written_box, width, height, self.report.faults):
-                self.report.boxes[name] += 1
+                self.unknown[name] += 1
+            elif box := voc_xml.to_detectron2_box(written_box, width, height, self.faults):
+                self.boxes[name] += 1
                 yield dict(bbox=box, bbox_mode=BoxMode.XYXY_ABS, category_id=category_id)
 
-
-def _read_list(path: Path, report: LoadReport) -> list[str]:
-    """The image ids of a list, each once: evaluators look ground truth up by id."""
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    ids = list(dict.fromkeys(lines))
-    if not ids:
-        raise ValueError(f"The list {path} names no images. {REMEDY}")
-    report.listed = len(ids)
-    report.faults["repeated list entries"] += len(lines) - len(ids)
-    return ids
+    def _skipped_words(self) -> str:
+        words = {kind: ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "") for kind, ids in self.skipped.items()}
+        return ", ".join(f"{len(self.skipped[kind])} {kind} ({words[kind]})" for kind in sorted(words))
 
 
 def _image_files(folder: Path) -> dict[str, str]:
@@ -215,4 +181,4 @@ def _letters(name: str) -> str:
 
 
 def _counts(counter: Counter) -> str:
-    return ", ".join(f"{name} {count}" for name, count in counter.most_common() if count) or "none"
+    return ", ".join(f"{name} {count}" for name, count in counter.most_common() if count)

@@ -1,8 +1,7 @@
 """Registers data sets in Detectron2's catalogs: weather domains in VOC layout, and COCO json files.
 
 Registering weather domains reads no annotations and needs no data on disk; the files of DATASETS.COCO_JSON are checked.
-MetadataCatalog holds, of each data set: thing_classes; domain, the label of its weather, where one is known; and under
-SOURCE what this module registered it from.
+MetadataCatalog holds thing_classes; domain, the label of the weather, where one is known; and SOURCE, see below.
 """
 
 import difflib
@@ -19,7 +18,7 @@ from detectron2.data.datasets import register_coco_instances
 from soma_det.data.datasets.coco_json import read_classes
 from soma_det.data.datasets.diverse_weather import DEVKIT, find_domain_folder, find_list, load_voc_domain
 
-SOURCE = "soma_det_source"
+SOURCE = "soma_det_source"  # key in MetadataCatalog: what this module registered the data set from
 SPLITS = ("train", "test")  # always registered, so that a missing list is reported when it is asked for
 
 
@@ -63,16 +62,14 @@ def register_weather_datasets(prefix: str, root: str, domains: Sequence[str], cl
     Args:
         root: the folder that holds the domains, see :mod:`soma_det.data.datasets.diverse_weather`.
         domains: domains, spelled as they shall be in the names.
-        classes: class names in the order of their category ids; case does not tell classes apart.
+        classes: class names in the order of their category ids.
 
     Raises:
         ValueError: no domain, no class, a class twice, or a name that other code has registered.
     """
     if not domains or not classes or len({name.casefold() for name in classes}) < len(classes):
-        raise ValueError(
-            "DATASETS.WEATHER needs DOMAINS, and CLASSES that differ by more than case; "
-            f"got {list(domains)}, {list(classes)}."
-        )
+        found = f"got {list(domains)}, {list(classes)}"
+        raise ValueError(f"DATASETS.WEATHER needs DOMAINS, and CLASSES that differ by more than case; {found}.")
     root, classes = os.path.abspath(root), tuple(classes)
     names = []
     for domain in domains:
@@ -80,8 +77,8 @@ def register_weather_datasets(prefix: str, root: str, domains: Sequence[str], cl
             name, source = f"{prefix}_{domain}_{split}", WeatherSource(root, domain, split, classes)
             if _make_room(name, source):
                 DatasetCatalog.register(name, lambda source=source: pickle.loads(_load_weather(source)))
-                metadata = dict(thing_classes=list(classes), domain=domain, split=split)
-                MetadataCatalog.get(name).set(**metadata, **{SOURCE: source})
+                metadata = MetadataCatalog.get(name)
+                metadata.set(thing_classes=list(classes), domain=domain, split=split, **{SOURCE: source})
             names.append(name)
     return names
 
@@ -131,13 +128,12 @@ def _splits_on_disk(root: str, domain: str) -> list[str]:
 def _make_room(name: str, source: tuple) -> bool:
     """Whether ``name`` is free for ``source``, after removing what this module had registered there from another."""
     registered = MetadataCatalog.get(name).get(SOURCE)
-    if name in DatasetCatalog:
-        if registered == source:
-            return False
-        if registered is None:
-            raise ValueError(f"A data set {name!r} exists already: choose another name (or DATASETS.WEATHER.PREFIX).")
-        DatasetCatalog.remove(name)
+    if name in DatasetCatalog and registered == source:
+        return False
+    if name in DatasetCatalog and registered is None:
+        raise ValueError(f"A data set {name!r} exists already: choose another name (or DATASETS.WEATHER.PREFIX).")
     if registered is not None:
+        DatasetCatalog.pop(name, None)
         MetadataCatalog.remove(name)
     return True
 
@@ -146,8 +142,8 @@ def _check_entry(entry: object) -> None:
     words = entry if isinstance(entry, (list, tuple)) else ()
     if len(words) not in (3, 4) or not all(isinstance(word, str) and word for word in words):
         raise ValueError(
-            f"DATASETS.COCO_JSON has the entry {entry!r}: write [name, json file, folder of images] or "
-            "[name, json file, folder of images, domain]."
+            f"DATASETS.COCO_JSON has the entry {entry!r}: write [name, json file, folder of images], with or without a "
+            "domain as its fourth item."
         )
 
 
@@ -164,8 +160,8 @@ def _check_used(cfg: CfgNode, registered: Sequence[str]) -> None:
             )
     head = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
     number = cfg.MODEL[head].NUM_CLASSES
-    classes = {name: list(MetadataCatalog.get(name).get("thing_classes") or []) for name in used}
-    classes = {name: of for name, of in classes.items() if of}  # unknown for data sets registered elsewhere
+    known = {name: MetadataCatalog.get(name).get("thing_classes") for name in used}  # None: registered elsewhere
+    classes = {name: list(of) for name, of in known.items() if of}
     for name, of in classes.items():
         if len(of) != number:
             raise ValueError(

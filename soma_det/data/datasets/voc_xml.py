@@ -7,19 +7,17 @@ an exclusive end, so 1 is taken from xmin and ymin only (as detectron2/data/data
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError
 
 import defusedxml.ElementTree
-from PIL import Image
+from PIL import ExifTags, Image
 
 # What Pillow raises for files that are not images, cut short, or altered.
 UNREADABLE_IMAGE = (OSError, SyntaxError, Image.DecompressionBombError)
-
-EXIF_ORIENTATION = 274
 TURNED_BY_A_QUARTER = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-
-Box = tuple[float, float, float, float]
+Box = Sequence[float]  # xmin, ymin, xmax, ymax
 
 
 class BrokenAnnotationError(ValueError):
@@ -27,17 +25,14 @@ class BrokenAnnotationError(ValueError):
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Width and height in pixels as ``detectron2.data.detection_utils.read_image`` will return the image.
+    """Width and height, pixels, of the image as Detectron2's ``read_image`` will return it, from the file's header.
 
-    Reads the file's header only, and swaps the sides where the EXIF orientation turns the image by a quarter.
-
-    Raises:
-        one of :data:`UNREADABLE_IMAGE`.
+    Raises one of :data:`UNREADABLE_IMAGE` for an image that cannot be read.
     """
     with Image.open(path) as image:
         width, height = image.size
         try:
-            orientation = image.getexif().get(EXIF_ORIENTATION)
+            orientation = image.getexif().get(ExifTags.Base.Orientation)
         except Exception:  # broken EXIF counts as none, as in read_image: Pillow raises almost anything here
             orientation = None
     return (height, width) if orientation in TURNED_BY_A_QUARTER else (width, height)
@@ -100,21 +95,17 @@ def _parse(path: str | Path) -> Element:
 
 
 def _read_box(element: Element) -> Box | None:
-    corners = element.find("bndbox")
-    if corners is None:
-        return None
+    box = element.find("bndbox")
+    texts = ["" if box is None else box.findtext(tag, "") for tag in ("xmin", "ymin", "xmax", "ymax")]
     try:
-        xmin, ymin, xmax, ymax = (float(corners.findtext(tag, "")) for tag in ("xmin", "ymin", "xmax", "ymax"))
+        corners = [float(text) for text in texts]
     except ValueError:
         return None
-    box = (xmin, ymin, xmax, ymax)
-    return box if all(map(math.isfinite, box)) else None
+    return corners if all(map(math.isfinite, corners)) else None
 
 
 def _has_doubled_tags(element: Element) -> bool:
     """Whether the object repeats one of its own tags or one of its box's. <part>s may repeat, and are not ours."""
-    for parent in (element, *element.iterfind("bndbox")):
-        tags = [child.tag for child in parent if child.tag != "part"]
-        if len(tags) != len(set(tags)):
-            return True
-    return False
+    parents = (element, *element.iterfind("bndbox"))
+    families = ([child.tag for child in parent if child.tag != "part"] for parent in parents)
+    return any(len(set(tags)) < len(tags) for tags in families)

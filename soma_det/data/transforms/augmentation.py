@@ -45,9 +45,7 @@ def build_train_augmentation(
 
 
 def build_test_augmentation(*, min_size: int, max_size: int) -> list[T.Augmentation]:
-    """Resize the shorter side to ``min_size`` pixels, or the longer to ``max_size`` if it would get longer than that.
-
-    With ``min_size`` 0 the image keeps its size.
+    """Resize the shorter side to ``min_size`` pixels (0: not at all), to less where the longer would pass ``max_size``.
 
     Raises:
         ValueError: ``max_size`` is smaller than ``min_size``, or a size is negative.

@@ -11,24 +11,26 @@ import cv2
 import numpy as np
 from detectron2.data import transforms as T
 
-BRIGHTNESS = 32.0  # gray levels, added or taken away at most
-CONTRAST = SATURATION = (0.5, 1.5)  # limits of the factors
-HUE = 18.0  # degrees, added or taken away at most
 
-
+@dataclass(eq=False)
 class PhotometricDistortion(T.Augmentation):
     """Changes brightness, contrast, saturation, hue and channel order, each in half of the images.
 
     Contrast comes at random before or after saturation and hue. Takes RGB images (H, W, 3), uint8; gives float32.
     """
 
+    brightness_delta: float = 32.0  # gray levels
+    contrast_range: tuple[float, float] = (0.5, 1.5)
+    saturation_range: tuple[float, float] = (0.5, 1.5)
+    hue_delta: float = 18.0  # degrees
+
     def get_transform(self, image: np.ndarray) -> "PhotometricTransform":
         """Draws the change of this image."""
         return PhotometricTransform(
-            brightness=_draw(-BRIGHTNESS, BRIGHTNESS, otherwise=0.0),
-            contrast=_draw(*CONTRAST, otherwise=1.0),
-            saturation=_draw(*SATURATION, otherwise=1.0),
-            hue=_draw(-HUE, HUE, otherwise=0.0),
+            brightness=_draw(-self.brightness_delta, self.brightness_delta, otherwise=0.0),
+            contrast=_draw(*self.contrast_range, otherwise=1.0),
+            saturation=_draw(*self.saturation_range, otherwise=1.0),
+            hue=_draw(-self.hue_delta, self.hue_delta, otherwise=0.0),
             contrast_first=bool(np.random.randint(2)),
             channels=np.random.permutation(3).tolist() if np.random.randint(2) else [0, 1, 2],
         )
@@ -60,8 +62,7 @@ class PhotometricTransform(T.ColorTransform):
 def _change_colors(image: np.ndarray, saturation: float, hue: float) -> np.ndarray:
     """Scale the saturation and shift the hue (degrees) of an RGB image (H, W, 3), float32, 0 to 255.
 
-    The image goes through HSV even where neither changes, as in mmdet: colors of three negative channels do not come
-    back as they were.
+    The image goes through HSV even if neither changes, as in mmdet: three negative channels come back as others.
     """
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)  # hue 0 to 360; saturation 0 to 1, more with a negative channel
     if hue:
