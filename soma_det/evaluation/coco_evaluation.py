@@ -23,19 +23,16 @@ logger = logging.getLogger(__name__)
 class CocoEvaluator(COCOEvaluator):
     """Detectron2's COCOEvaluator for boxes, whose metrics and log it has, on a collector's detections.
 
-    COCOEvaluator itself keeps a dict per detection, evaluates no split that is empty of detections, and converts data
-    sets that are not COCO json files to a cached json file, which outlives changes of the data and rounds the boxes.
+    COCOEvaluator itself keeps a dict per detection, does not evaluate a split without detections, and converts other
+    data sets to a cached COCO json file, which outlives changes of the data and rounds the boxes.
     """
+
+    reset, process = DatasetEvaluator.reset, DatasetEvaluator.process  # which do nothing
 
     def __init__(self, collector: DetectionCollector):
         # Not COCOEvaluator's own, which would convert the data set.
         self._collector = collector
         self._logger = logger
-
-    def reset(self) -> None:
-        """Nothing is held here, and :meth:`process` takes in nothing."""
-
-    process = DatasetEvaluator.process
 
     def evaluate(self) -> OrderedDict:
         """Score what the collector holds; call its ``evaluate`` before.
@@ -57,8 +54,8 @@ class CocoEvaluator(COCOEvaluator):
 def evaluate_coco(truth: GroundTruth, detections: Detections) -> COCOeval_faster:
     """Match and summarize by COCO's rules.
 
-    Classes are evaluated one after the other. That gives the same numbers as all at once, because COCO's matching and
-    its limit of detections per image are per class, and needs memory for the detections of one class only.
+    Classes are evaluated one by one, which needs memory for one only. The numbers are the same as of all at once,
+    because COCO's matching and its limit of detections per image are per class.
 
     Returns:
         an evaluation with ``stats``, as pycocotools has them, and ``eval["precision"]``, (10, 101, classes, 4, 1): IoU
@@ -75,8 +72,10 @@ def evaluate_coco(truth: GroundTruth, detections: Detections) -> COCOeval_faster
 
 def _evaluate_class(truth: GroundTruth, detections: Detections, category: int, images: list[dict]) -> dict:
     of_class = truth.category == category
-    annotations = _coco_annotations(truth.image[of_class], truth.xyxy[of_class], iscrowd=truth.ignored[of_class])
-    found = detections.of_class(category)
+    annotations = _coco_annotations(
+        truth.image[of_class], truth.xyxy[of_class], iscrowd=truth.ignored[of_class].astype(int)
+    )
+    found = detections.select(detections.category == category)
     results = _coco_annotations(found.image, found.xyxy, score=found.score)
     evaluation = _evaluation(_coco_index(images, annotations), _coco_index(images, results))
     evaluation.evaluate()
@@ -106,14 +105,14 @@ def _coco_annotations(image: np.ndarray, xyxy: np.ndarray, **extra: np.ndarray) 
     """Boxes as COCO annotations; ids start at 1, because COCO's matching reads 0 as "no match"."""
     size = xyxy[:, 2:] - xyxy[:, :2]
     columns = {
-        "id": range(1, len(image) + 1),
-        "image_id": (image + 1).tolist(),
-        "bbox": np.concatenate([xyxy[:, :2], size], axis=1).tolist(),
-        "area": np.prod(size, axis=1).tolist(),
-        "iscrowd": [0] * len(image),
-        **{name: column.astype(float if name == "score" else int).tolist() for name, column in extra.items()},
+        "id": np.arange(1, len(image) + 1),
+        "image_id": image + 1,
+        "bbox": np.concatenate([xyxy[:, :2], size], axis=1),
+        "area": np.prod(size, axis=1),
+        **extra,
     }
-    return [dict(zip(columns, row), category_id=1) for row in zip(*columns.values())]
+    rows = zip(*(column.tolist() for column in columns.values()))
+    return [{"category_id": 1, "iscrowd": 0, **dict(zip(columns, row))} for row in rows]
 
 
 def _coco_index(images: list[dict], annotations: list[dict]) -> COCO:
