@@ -24,7 +24,7 @@ from detectron2.utils import comm
 from torch import from_numpy
 from torchvision.ops import box_iou
 
-from soma_det.evaluation.collector import DetectionCollector
+from soma_det.evaluation.coco_evaluation import CocoEvaluator
 from soma_det.evaluation.detections import Detections, GroundTruth
 
 # Written as the devkit does: 0.1 steps in floating point, of which the fourth is slightly above 0.3.
@@ -33,21 +33,20 @@ IOU_THRESHOLD = 0.5
 
 
 class VocEvaluator(DatasetEvaluator):
-    """VOC 2007's AP at IoU 0.5 of a collector's detections."""
+    """VOC 2007's AP at IoU 0.5 of the detections that a CocoEvaluator holds, which is evaluated before."""
 
-    def __init__(self, collector: DetectionCollector):
-        self._collector = collector
+    def __init__(self, coco: CocoEvaluator):
+        self._coco = coco
 
     def evaluate(self) -> OrderedDict:
-        """Score what the collector holds; call its ``evaluate`` before.
-
+        """
         Returns:
             On the main rank ``voc``: AP50, the mean over classes, and AP50-<class>, from 0 to 100; classes without
             ground truth are NaN and left out of the mean. Other ranks return an empty dict.
         """
         if not comm.is_main_process():
             return OrderedDict()
-        truth, detections = self._collector.gathered
+        truth, detections = self._coco.gathered
         per_class = voc_average_precision(truth, detections)
         known = per_class[~np.isnan(per_class)]
         results = {"AP50": float(known.mean()) if known.size else float("nan")}
