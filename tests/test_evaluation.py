@@ -19,7 +19,6 @@ from pycocotools.cocoeval import COCOeval
 import soma_det  # noqa: F401
 from soma_det.evaluation import build_evaluator
 from soma_det.evaluation.coco_evaluation import CocoEvaluator
-from soma_det.evaluation.collector import DetectionCollector
 from soma_det.evaluation.detections import Detections, load_detections, save_detections
 from soma_det.evaluation.voc_evaluation import VocEvaluator
 from soma_det.utils.files import atomic_path
@@ -308,15 +307,14 @@ def test_detections_of_another_format_or_data_set_are_an_error(register, tmp_pat
 
 def test_evaluators_are_detectron2s_and_share_one_set_of_detections(register):
     evaluators = build_evaluator(register("weather_split", []))
-    collector, coco, voc = evaluators._evaluators
+    coco, voc = evaluators._evaluators
     assert isinstance(evaluators, DatasetEvaluators) and isinstance(coco, COCOEvaluator)
-    assert coco._collector is voc._collector is collector
+    assert voc._coco is coco
 
 
-@pytest.mark.parametrize("kind", [CocoEvaluator, VocEvaluator])
-def test_scoring_before_the_detections_are_gathered_is_an_error(kind, register):
+def test_scoring_before_the_detections_are_gathered_is_an_error(register):
     with pytest.raises(RuntimeError, match="call evaluate"):
-        kind(DetectionCollector(register("weather_split", []))).evaluate()
+        VocEvaluator(CocoEvaluator(register("weather_split", []))).evaluate()
 
 
 def test_data_that_changed_is_scored_as_it_is_now(register, tmp_path):

@@ -5,7 +5,6 @@ import os
 from detectron2.evaluation import DatasetEvaluators
 
 from soma_det.evaluation.coco_evaluation import CocoEvaluator
-from soma_det.evaluation.collector import DetectionCollector
 from soma_det.evaluation.voc_evaluation import VocEvaluator
 
 
@@ -19,5 +18,5 @@ def build_evaluator(dataset_name: str, output_dir: str | os.PathLike | None = No
     Returns:
         evaluators of which ``evaluate`` gives, on the main rank, ``boxes``, ``images``, ``bbox`` and ``voc``.
     """
-    collector = DetectionCollector(dataset_name, output_dir)
-    return DatasetEvaluators([collector, CocoEvaluator(collector), VocEvaluator(collector)])
+    coco = CocoEvaluator(dataset_name, output_dir)
+    return DatasetEvaluators([coco, VocEvaluator(coco)])

@@ -3,16 +3,20 @@
 import contextlib
 import gc
 import logging
+import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
 from faster_coco_eval import COCO, COCOeval_faster
 
-from soma_det.evaluation.collector import DetectionCollector
-from soma_det.evaluation.detections import Detections, GroundTruth
+from soma_det.evaluation.detections import DETECTIONS_FILE, Detections, GroundTruth, load_ground_truth, save_detections
 
 MAX_DETECTIONS = 100  # per image and class, by COCO's rules
 CLASS_AXIS = {"precision": 2, "recall": 1}  # of what COCO's evaluation accumulates
@@ -21,44 +25,111 @@ logger = logging.getLogger(__name__)
 
 
 class CocoEvaluator(COCOEvaluator):
-    """Detectron2's COCOEvaluator for boxes, whose metrics and log it has, on a collector's detections.
+    """Detectron2's COCOEvaluator for boxes, with its metrics and log; other evaluators can score :attr:`gathered` too.
 
-    COCOEvaluator itself keeps a dict per detection, evaluates no split that is empty of detections, and converts data
-    sets that are not COCO json files to a cached json file, which outlives changes of the data and rounds the boxes.
+    COCOEvaluator itself keeps a dict per detection, does not evaluate a split without detections, and converts other
+    data sets to a cached COCO json file, which outlives changes of the data and rounds the boxes. This one holds 24
+    bytes per detection and takes every split with ``thing_classes`` whose records have an ``image_id``.
     """
 
-    def __init__(self, collector: DetectionCollector):
+    def __init__(self, dataset_name: str, output_dir: str | os.PathLike | None = None):
+        """Arguments as of :func:`~soma_det.evaluation.build_evaluator`."""
         # Not COCOEvaluator's own, which would convert the data set.
-        self._collector = collector
+        self.dataset_name = dataset_name
+        self._file = Path(output_dir, dataset_name, DETECTIONS_FILE) if output_dir else None
+        self._num_classes = len(MetadataCatalog.get(dataset_name).thing_classes)
         self._logger = logger
+        self.reset()
 
     def reset(self) -> None:
-        """Nothing is held here, and :meth:`process` takes in nothing."""
+        """Forget all detections."""
+        self._gathered: tuple[GroundTruth, Detections] | None = None
+        self._image_ids: list[Hashable] = []
+        self._tables: list[np.ndarray] = []  # per image (n, 6) float32: x0, y0, x1, y1, score, class
 
-    process = DatasetEvaluator.process
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Take in the detections of a batch; boxes in pixels of the original image.
+
+        Raises:
+            ValueError: a predicted class is not one of the split's.
+        """
+        for record, output in zip(inputs, outputs):
+            instances = output["instances"].to("cpu")
+            classes = instances.pred_classes.numpy()
+            if classes.size and not 0 <= classes.min() <= classes.max() < self._num_classes:
+                raise ValueError(
+                    f"The model predicts class {classes.max()}, but {self.dataset_name} has {self._num_classes} "
+                    f"classes, numbered from 0. Set NUM_CLASSES of the model's head to {self._num_classes}."
+                )
+            columns = (instances.pred_boxes.tensor.numpy(), instances.scores.numpy()[:, None], classes[:, None])
+            self._image_ids.append(record["image_id"])
+            self._tables.append(np.concatenate(columns, axis=1).astype(np.float32))
 
     def evaluate(self) -> OrderedDict:
-        """Score what the collector holds; call its ``evaluate`` before.
+        """Bring the detections of all ranks together, save and score them; all ranks must call it.
 
         Returns:
-            On the main rank ``bbox``: AP, AP50, AP75, APs, APm, APl and, per class, AP-<class>, from 0 to 100, NaN
-            where there is no ground truth; means are over the other classes. Sizes go by the area of the box. Other
-            ranks return an empty dict.
+            On the main rank ``boxes``: class -> number of ground-truth boxes that count; ``images``: {"count": number
+            of images in the split}; and ``bbox``: AP, AP50, AP75, APs, APm, APl and, per class, AP-<class>, from 0 to
+            100, NaN where there is no ground truth; means are over the other classes. Sizes go by the area of the box.
+            Other ranks return an empty dict.
+
+        Raises:
+            ValueError: a detection is on an image that is not in the split.
         """
+        comm.synchronize()
+        ranks = comm.gather((self._image_ids, [len(t) for t in self._tables], _stack(self._tables)), dst=0)
         if not comm.is_main_process():
             return OrderedDict()
-        truth, detections = self._collector.gathered
-        results = self._derive_coco_results(evaluate_coco(truth, detections), "bbox", truth.classes)
+        self._gathered = truth, detections = self._collect(*zip(*ranks))
+        bbox = self._derive_coco_results(evaluate_coco(truth, detections), "bbox", truth.classes)
         if len(truth.classes) == 1:  # Detectron2 leaves it out as it equals the mean
-            results[f"AP-{truth.classes[0]}"] = results["AP"]
-        return OrderedDict(bbox=results)
+            bbox[f"AP-{truth.classes[0]}"] = bbox["AP"]
+        return OrderedDict(boxes=truth.counts(), images={"count": len(truth.image_ids)}, bbox=bbox)
+
+    @property
+    def gathered(self) -> tuple[GroundTruth, Detections]:
+        """The split's ground truth and the detections of all ranks, on the main rank after :meth:`evaluate`."""
+        if self._gathered is None:
+            raise RuntimeError("The detections are not gathered: call evaluate() of their CocoEvaluator before.")
+        return self._gathered
+
+    def _collect(
+        self, ids: Iterable[list[Hashable]], counts: Iterable[list[int]], tables: Iterable[np.ndarray]
+    ) -> tuple[GroundTruth, Detections]:
+        image_ids = list(chain(*ids))
+        image = np.repeat(np.arange(len(image_ids)), list(chain(*counts)))
+        corners, score, category = np.split(_stack(tables).astype(float), [4, 5], axis=1)
+        detections = Detections(image, category[:, 0].astype(np.int64), corners, score[:, 0])
+        if self._file:  # before anything that can fail, because inference took long
+            save_detections(self._file, detections, image_ids, self.dataset_name)
+        truth = load_ground_truth(self.dataset_name)
+        return truth, self._locate(detections, image_ids, truth)
+
+    def _locate(self, detections: Detections, image_ids: Sequence[Hashable], truth: GroundTruth) -> Detections:
+        """The detections with ``image`` as a position in the ground truth's images."""
+        position = {image_id: i for i, image_id in enumerate(truth.image_ids)}
+        unknown = [i for i in image_ids if i not in position]
+        if unknown:
+            raise ValueError(
+                f"Detections on image_id {unknown[0]!r}, which is not in {self.dataset_name}; the evaluator and the "
+                "data loader must have the same split."
+            )
+        if (found := len(set(image_ids))) < len(position):
+            logger.warning(
+                f"{self.dataset_name}: detections were made on {found} of {len(position)} images; "
+                "the others count as images without any detection."
+            )
+        if not len(detections):
+            logger.warning(f"{self.dataset_name}: no detections at all, so every AP is 0.")
+        return replace(detections, image=np.array([position[i] for i in image_ids], dtype=np.int64)[detections.image])
 
 
 def evaluate_coco(truth: GroundTruth, detections: Detections) -> COCOeval_faster:
     """Match and summarize by COCO's rules.
 
-    Classes are evaluated one after the other. That gives the same numbers as all at once, because COCO's matching and
-    its limit of detections per image are per class, and needs memory for the detections of one class only.
+    Classes are evaluated one by one, which needs memory for one only. The numbers are the same as of all at once,
+    because COCO's matching and its limit of detections per image are per class.
 
     Returns:
         an evaluation with ``stats``, as pycocotools has them, and ``eval["precision"]``, (10, 101, classes, 4, 1): IoU
@@ -74,9 +145,8 @@ def evaluate_coco(truth: GroundTruth, detections: Detections) -> COCOeval_faster
 
 
 def _evaluate_class(truth: GroundTruth, detections: Detections, category: int, images: list[dict]) -> dict:
-    of_class = truth.category == category
-    annotations = _coco_annotations(truth.image[of_class], truth.xyxy[of_class], iscrowd=truth.ignored[of_class])
-    found = detections.of_class(category)
+    rows, found = truth.category == category, detections.select(detections.category == category)
+    annotations = _coco_annotations(truth.image[rows], truth.xyxy[rows], iscrowd=truth.ignored[rows].astype(int))
     results = _coco_annotations(found.image, found.xyxy, score=found.score)
     evaluation = _evaluation(_coco_index(images, annotations), _coco_index(images, results))
     evaluation.evaluate()
@@ -106,14 +176,14 @@ def _coco_annotations(image: np.ndarray, xyxy: np.ndarray, **extra: np.ndarray) 
     """Boxes as COCO annotations; ids start at 1, because COCO's matching reads 0 as "no match"."""
     size = xyxy[:, 2:] - xyxy[:, :2]
     columns = {
-        "id": range(1, len(image) + 1),
-        "image_id": (image + 1).tolist(),
-        "bbox": np.concatenate([xyxy[:, :2], size], axis=1).tolist(),
-        "area": np.prod(size, axis=1).tolist(),
-        "iscrowd": [0] * len(image),
-        **{name: column.astype(float if name == "score" else int).tolist() for name, column in extra.items()},
+        "id": np.arange(1, len(image) + 1),
+        "image_id": image + 1,
+        "bbox": np.concatenate([xyxy[:, :2], size], axis=1),
+        "area": np.prod(size, axis=1),
+        **extra,
     }
-    return [dict(zip(columns, row), category_id=1) for row in zip(*columns.values())]
+    rows = zip(*(column.tolist() for column in columns.values()))
+    return [{"category_id": 1, "iscrowd": 0, **dict(zip(columns, row))} for row in rows]
 
 
 def _coco_index(images: list[dict], annotations: list[dict]) -> COCO:
@@ -121,3 +191,7 @@ def _coco_index(images: list[dict], annotations: list[dict]) -> COCO:
     index.dataset = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "object"}]}
     index.createIndex()
     return index
+
+
+def _stack(tables: Iterable[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.zeros((0, 6), dtype=np.float32), *tables])

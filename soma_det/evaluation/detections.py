@@ -12,7 +12,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from soma_det.utils.files import atomic_path
+from soma_det.utils.files import write_text
 
 DETECTIONS_FILE = "coco_instances_results.json"  # COCOEvaluator's name for it
 
@@ -40,7 +40,7 @@ class GroundTruth:
     ignored: np.ndarray
 
     def counts(self) -> dict[str, int]:
-        """Number of boxes of every class that count, so without the ignored ones."""
+        """Number of boxes of every class, without the ignored ones."""
         number = np.bincount(self.category[~self.ignored], minlength=len(self.classes))
         return {name: int(n) for name, n in zip(self.classes, number)}
 
@@ -68,10 +68,6 @@ class Detections:
         """Some of the rows, by a mask (N,) bool or by their positions (M,) int64."""
         return Detections(self.image[rows], self.category[rows], self.xyxy[rows], self.score[rows])
 
-    def of_class(self, category: int) -> "Detections":
-        """The rows of one class, in their order."""
-        return self.select(self.category == category)
-
 
 def load_ground_truth(dataset_name: str) -> GroundTruth:
     """Read the boxes of a registered split, whatever its format on disk and the mode of its boxes.
@@ -92,14 +88,10 @@ def load_ground_truth(dataset_name: str) -> GroundTruth:
             f"{dataset_name}: category ids reach from {category.min()} to {category.max()}, but there are "
             f"{len(classes)} class names ({', '.join(classes)}); ids must be 0 to {len(classes) - 1}."
         )
-    return GroundTruth(
-        image_ids=image_ids,
-        classes=classes,
-        image=np.array([i for i, _ in rows], dtype=np.int64),
-        category=category,
-        xyxy=np.array([box_xyxy(a) for _, a in rows], dtype=np.float64).reshape(-1, 4),
-        ignored=np.array([bool(a.get("iscrowd", 0) or a.get("difficult", 0)) for _, a in rows], dtype=bool),
-    )
+    image = np.array([i for i, _ in rows], dtype=np.int64)
+    xyxy = np.array([box_xyxy(a) for _, a in rows], dtype=np.float64).reshape(-1, 4)
+    ignored = np.array([bool(a.get("iscrowd", 0) or a.get("difficult", 0)) for _, a in rows], dtype=bool)
+    return GroundTruth(image_ids, classes, image, category, xyxy, ignored)
 
 
 def box_xyxy(annotation: Mapping) -> list[float]:
@@ -112,28 +104,21 @@ def save_detections(
 ) -> None:
     """Write detections in COCO's results format, one per line, atomically.
 
-    Boxes are written as XYWH_ABS, and classes by their ids in the data set's json file if there is one, else by their
-    numbers: the same as COCOEvaluator does.
+    Classes are written by their ids in the data set's json file if there is one, else by their numbers, as
+    COCOEvaluator does.
 
     Args:
-        path: json file; missing folders are made.
         image_ids: what ``detections.image`` counts.
     """
     category_ids = {number: category_id for category_id, number in _category_numbers(dataset_name).items()}
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        separator = "["
-        for i in range(len(detections)):
-            x0, y0, x1, y1 = detections.xyxy[i].tolist()
-            entry = {
-                "image_id": image_ids[detections.image[i]],
-                "category_id": category_ids[int(detections.category[i])],
-                # Differences of float32 corners in float64 are not rounded, so reading gives back the corners.
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "score": float(detections.score[i]),
-            }
-            file.write(f"{separator}\n{json.dumps(entry)}")
-            separator = ","
-        file.write("\n]\n" if len(detections) else "[]\n")
+    # Differences of float32 corners in float64 are not rounded, so reading gives back the corners.
+    xywh = np.concatenate([detections.xyxy[:, :2], detections.xyxy[:, 2:] - detections.xyxy[:, :2]], axis=1)
+    rows = zip(detections.image.tolist(), detections.category.tolist(), xywh.tolist(), detections.score.tolist())
+    lines = (
+        json.dumps({"image_id": image_ids[image], "category_id": category_ids[category], "bbox": box, "score": score})
+        for image, category, box, score in rows
+    )
+    write_text(path, "[\n" + ",\n".join(lines) + "\n]\n" if len(detections) else "[]\n")
     logger.info(f"Saved {len(detections)} detections to {path}.")
 
 
@@ -147,11 +132,10 @@ def load_detections(path: str | os.PathLike, dataset_name: str) -> Detections:
         OSError: the file cannot be read.
         ValueError: it is in another format, or has images or category ids that the split lacks.
     """
-    text = Path(path).read_text(encoding="utf-8")
     position = {record["image_id"]: i for i, record in enumerate(DatasetCatalog.get(dataset_name))}
     numbers = _category_numbers(dataset_name)
     try:
-        entries = json.loads(text)
+        entries = json.loads(Path(path).read_text(encoding="utf-8"))
         xywh = np.array([entry["bbox"] for entry in entries], dtype=np.float64).reshape(len(entries), 4)
         score = np.array([entry["score"] for entry in entries], dtype=np.float64)
         image_ids = [entry["image_id"] for entry in entries]
@@ -168,12 +152,9 @@ def load_detections(path: str | os.PathLike, dataset_name: str) -> Detections:
                 f"{path} has detections with {key} {unknown[0]!r}, which is not in {dataset_name}: they were made on "
                 "another data set, or the data set has changed since. Restore it, or test again."
             )
-    return Detections(
-        image=np.array([position[image_id] for image_id in image_ids], dtype=np.int64),
-        category=np.array([numbers[category_id] for category_id in category_ids], dtype=np.int64),
-        xyxy=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
-        score=score,
-    )
+    image = np.array([position[image_id] for image_id in image_ids], dtype=np.int64)
+    category = np.array([numbers[category_id] for category_id in category_ids], dtype=np.int64)
+    return Detections(image, category, np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1), score)
 
 
 def _category_numbers(dataset_name: str) -> dict[int, int]:

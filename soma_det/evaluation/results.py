@@ -33,14 +33,9 @@ NOTES = """\
 def format_table(summary: WeatherSummary, tablefmt: str = "simple") -> str:
     """The two tables, scores per split and VOC AP50 per class, as text for a log or, with "github", Markdown."""
     heading = "## " if tablefmt == "github" else ""
-    parts = [
-        f"{heading}Average precision per split",
-        _split_table(summary, tablefmt),
-        summary.remark(),
-        f"{heading}VOC AP50 per class (number of boxes)",
-        _class_table(summary, tablefmt),
-    ]
-    return "\n\n".join(part for part in parts if part)
+    splits = [f"{heading}Average precision per split", _split_table(summary, tablefmt), summary.remark()]
+    classes = [f"{heading}VOC AP50 per class (number of boxes)", _class_table(summary, tablefmt)]
+    return "\n\n".join(filter(None, splits + classes))
 
 
 def write_results(
@@ -117,14 +112,10 @@ def _split_table(summary: WeatherSummary, tablefmt: str) -> str:
         scores = [result["voc"]["AP50"], *(result["bbox"][k] for k in COCO_COLUMNS)]
         counts = [f"{n:,}" for n in (result["images"]["count"], sum(result["boxes"].values()))]
         rows.append([label, role, *counts, *map(_score, scores)])
-    blank = [""] * (len(COCO_COLUMNS) - 1)
-    means = [summary.voc_ap50.mean_unseen, summary.coco_ap.mean_unseen]
-    relative = [summary.voc_ap50.relative, summary.coco_ap.relative]
-    rows.append(["mean of unseen", "", "", "", *map(_score, means), *blank])
-    rows.append(["relative performance under shift", "", "", "", *(_score(r, unit=" %") for r in relative), *blank])
-    headers = ["split", "", "images", "boxes", "VOC AP50", *COCO_COLUMNS]
-    align = ["left", "left"] + ["right"] * (len(headers) - 2)
-    return tabulate(rows, headers, tablefmt=tablefmt, colalign=align, disable_numparse=True)
+    metrics = (summary.voc_ap50, summary.coco_ap)
+    rows.append(["mean of unseen", "", "", "", *(_score(m.mean_unseen) for m in metrics)])
+    rows.append(["relative performance under shift", "", "", "", *(_score(m.relative, " %") for m in metrics)])
+    return _table(rows, ["split", "", "images", "boxes", "VOC AP50", *COCO_COLUMNS], 2, tablefmt)
 
 
 def _class_table(summary: WeatherSummary, tablefmt: str) -> str:
@@ -134,8 +125,13 @@ def _class_table(summary: WeatherSummary, tablefmt: str) -> str:
         voc, boxes = summary.results[name]["voc"], summary.results[name]["boxes"]
         cells = [f"{_score(voc.get(f'AP50-{c}'))} ({boxes.get(c, 0):,})" for c in classes]
         rows.append([label, *cells, _score(voc["AP50"])])
-    align = ["left"] + ["right"] * (len(classes) + 1)
-    return tabulate(rows, ["split", *classes, "mean"], tablefmt=tablefmt, colalign=align, disable_numparse=True)
+    return _table(rows, ["split", *classes, "mean"], 1, tablefmt)
+
+
+def _table(rows: list[list[str]], headers: list[str], labels: int, tablefmt: str) -> str:
+    """The first ``labels`` columns are aligned at the left, the numbers after them at the right."""
+    align = ["left"] * labels + ["right"] * (len(headers) - labels)
+    return tabulate(rows, headers, tablefmt=tablefmt, colalign=align, disable_numparse=True)
 
 
 def _markdown(summary: WeatherSummary, metadata: Mapping) -> str:
@@ -143,7 +139,7 @@ def _markdown(summary: WeatherSummary, metadata: Mapping) -> str:
     lines += [f"- {label}: `{name}`" for name, label in summary.labels.items() if name != label]
     parts = ["# Object detection in unseen weather", "\n".join(lines), format_table(summary, "github")]
     parts += [f"![VOC AP50 per split]({CHART_FILE})", "## How to read this", NOTES]
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join(filter(None, parts))
 
 
 def _score(value: float | None, unit: str = "") -> str:

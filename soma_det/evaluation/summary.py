@@ -36,8 +36,7 @@ class WeatherSummary:
 
     Attributes:
         source: name of the source split, as configured; "" if none was.
-        voc_ap50: the main metric, VOC's 11-point AP at IoU 0.5, mean over classes.
-        coco_ap: COCO's AP.
+        voc_ap50, coco_ap: the mean over classes of VOC's 11-point AP at IoU 0.5, the main metric, and of COCO's AP.
         results: the evaluators' own results: split -> "bbox", "voc", "boxes", "images".
         labels: split -> its name for people, see :func:`domain_labels`.
     """
@@ -64,9 +63,8 @@ def summarize(results: Mapping[str, Mapping], source: str, labels: Mapping[str, 
 
     Args:
         results: split name -> what the evaluators of :func:`~soma_det.evaluation.build_evaluator` returned for it.
-        source: the split whose weather training has seen; "" or a split that is not in ``results`` leaves the
-            figures empty that need it.
-        labels: split name -> its name in tables and charts; without one, the split's name is used.
+        source: the split whose weather training has seen; figures that need it stay empty where it has no results.
+        labels: split name -> its name in tables and charts, by default the same.
 
     Raises:
         ValueError: ``results`` is empty, or not keyed by the splits' names.
@@ -77,13 +75,10 @@ def summarize(results: Mapping[str, Mapping], source: str, labels: Mapping[str, 
             f"Need {{split name: {{'bbox': .., 'voc': ..}}}}, got the keys {list(results)}. For a single test set, "
             "Detectron2's DefaultTrainer.test leaves the name out; put it back."
         )
-    return WeatherSummary(
-        source=source,
-        voc_ap50=_summarize_metric({name: r["voc"]["AP50"] for name, r in results.items()}, source),
-        coco_ap=_summarize_metric({name: r["bbox"]["AP"] for name, r in results.items()}, source),
-        results={name: dict(r) for name, r in results.items()},
-        labels={name: (labels or {}).get(name, name) for name in results},
-    )
+    voc_ap50 = _summarize_metric({name: r["voc"]["AP50"] for name, r in results.items()}, source)
+    coco_ap = _summarize_metric({name: r["bbox"]["AP"] for name, r in results.items()}, source)
+    labels = {name: (labels or {}).get(name, name) for name in results}
+    return WeatherSummary(source, voc_ap50, coco_ap, {name: dict(r) for name, r in results.items()}, labels)
 
 
 def domain_labels(dataset_names: Iterable[str]) -> dict[str, str]:

@@ -5,18 +5,15 @@ Weather benchmark (AmingWu/Single-DGOD) inherits it through jwyang/faster-rcnn.p
 in detectron2/evaluation/pascal_voc_evaluation.py:
 
 - detections of a class go by falling score; each is compared with the ground truth of its class in its image that it
-  overlaps most. More than ``iou_threshold``: a hit if that box was still free, else a false alarm, even if a second box
+  overlaps most. More than ``IOU_THRESHOLD``: a hit if that box was still free, else a false alarm, even if a second box
   would have matched too. A match with an ignored ("difficult") box does not count at all;
-- the average is taken over the precisions at the recalls 0, 0.1, .., 1, each being the best precision at that recall
-  or a higher one.
+- the average is taken over the best precisions at or beyond the recalls 0, 0.1, .., 1.
 
 The devkit's boxes are pixel indices with both ends included, so its sides are ``xmax - xmin + 1``. Detectron2 loads
-such a box with ``xmin - 1, ymin - 1`` as continuous XYXY_ABS coordinates, where the side is ``x1 - x0``: the same
-number. Overlaps here are therefore computed on continuous coordinates, without the + 1, and equal the devkit's.
+such a box with ``xmin - 1, ymin - 1`` as continuous coordinates, so overlaps without the + 1 equal the devkit's.
 
-Two things differ from Detectron2's class, both on purpose. It rounds scores to 3 and coordinates to 1 decimal on their
-way through text files; here nothing is rounded. And it counts a class without ground truth as AP 0; here such a class
-is NaN and left out of means.
+Two things differ from Detectron2's class on purpose: scores and coordinates are not rounded, and a class without ground
+truth is not AP 0 but NaN, and left out of means.
 """
 
 from collections import OrderedDict
@@ -27,29 +24,29 @@ from detectron2.utils import comm
 from torch import from_numpy
 from torchvision.ops import box_iou
 
-from soma_det.evaluation.collector import DetectionCollector
+from soma_det.evaluation.coco_evaluation import CocoEvaluator
 from soma_det.evaluation.detections import Detections, GroundTruth
 
 # Written as the devkit does: 0.1 steps in floating point, of which the fourth is slightly above 0.3.
 RECALL_LEVELS = np.arange(0.0, 1.1, 0.1)
+IOU_THRESHOLD = 0.5
 
 
 class VocEvaluator(DatasetEvaluator):
-    """VOC 2007's AP at IoU 0.5 of a collector's detections."""
+    """VOC 2007's AP at IoU 0.5 of the detections that a CocoEvaluator holds, which is evaluated before."""
 
-    def __init__(self, collector: DetectionCollector):
-        self._collector = collector
+    def __init__(self, coco: CocoEvaluator):
+        self._coco = coco
 
     def evaluate(self) -> OrderedDict:
-        """Score what the collector holds; call its ``evaluate`` before.
-
+        """
         Returns:
             On the main rank ``voc``: AP50, the mean over classes, and AP50-<class>, from 0 to 100; classes without
             ground truth are NaN and left out of the mean. Other ranks return an empty dict.
         """
         if not comm.is_main_process():
             return OrderedDict()
-        truth, detections = self._collector.gathered
+        truth, detections = self._coco.gathered
         per_class = voc_average_precision(truth, detections)
         known = per_class[~np.isnan(per_class)]
         results = {"AP50": float(known.mean()) if known.size else float("nan")}
@@ -57,13 +54,11 @@ class VocEvaluator(DatasetEvaluator):
         return OrderedDict(voc=results)
 
 
-def voc_average_precision(truth: GroundTruth, detections: Detections, iou_threshold: float = 0.5) -> np.ndarray:
-    """VOC 2007 AP of every class.
-
-    Returns:
-        (len(truth.classes),) float64, 0 to 100; NaN for a class that has no ground truth in the split.
-    """
-    return np.array([_class_ap(truth, detections, c, iou_threshold) for c in range(len(truth.classes))])
+def voc_average_precision(truth: GroundTruth, detections: Detections) -> np.ndarray:
+    """VOC 2007 AP of every class: (len(truth.classes),) float64, 0 to 100; NaN for a class without ground truth."""
+    hits = [class_hits(truth, detections, category)[1] for category in range(len(truth.classes))]
+    counts = truth.counts().values()
+    return np.array([100 * eleven_point_ap(hit, n) if n else float("nan") for hit, n in zip(hits, counts)])
 
 
 def eleven_point_ap(hit: np.ndarray, num_truth: int) -> float:
@@ -106,31 +101,21 @@ def pairwise_iou(boxes1: np.ndarray, boxes2: np.ndarray) -> np.ndarray:
     return np.nan_to_num(box_iou(from_numpy(boxes1), from_numpy(boxes2)).numpy())
 
 
-def class_hits(
-    truth: GroundTruth, detections: Detections, category: int, iou_threshold: float = 0.5
-) -> tuple[np.ndarray, np.ndarray]:
+def class_hits(truth: GroundTruth, detections: Detections, category: int) -> tuple[np.ndarray, np.ndarray]:
     """Positions of the images (N,) of one class's detections by falling score, and which are hits (N,) bool.
 
     Detections of boxes that are to be ignored are left out.
     """
     of_class = truth.category == category
-    ignored, found = truth.ignored[of_class], detections.of_class(category)
+    ignored, found = truth.ignored[of_class], detections.select(detections.category == category)
     order = np.argsort(-found.score, kind="stable")
     image = found.image[order]
     overlap, match = best_overlap(found.xyxy[order], image, truth.xyxy[of_class], truth.image[of_class])
-    matched = overlap > iou_threshold
+    matched = overlap > IOU_THRESHOLD
     dropped = np.zeros(len(order), dtype=bool)
     dropped[matched] = ignored[match[matched]]
     hit = _first_claims(np.where(matched & ~dropped, match, -1))
     return image[~dropped], hit[~dropped]
-
-
-def _class_ap(truth: GroundTruth, detections: Detections, category: int, iou_threshold: float) -> float:
-    counted = int((~truth.ignored[truth.category == category]).sum())
-    if not counted:
-        return float("nan")
-    _, hit = class_hits(truth, detections, category, iou_threshold)
-    return 100 * eleven_point_ap(hit, counted)
 
 
 def _first_claims(match: np.ndarray) -> np.ndarray:

@@ -1,8 +1,7 @@
 """Lets Detectron2 import without its compiled extension.
 
-Detectron2 is usually compiled from its repository. Its Python sources alone are enough for what this project uses: box
-NMS and ROIAlign come from torchvision. :func:`apply` puts right what stands between those sources and an import, and
-touches nothing that is already in order, so an official, compiled Detectron2 is used as it is.
+Its Python sources alone are enough for what this project uses: box NMS and ROIAlign come from torchvision. :func:`apply`
+puts right what stands between those sources and an import; an official, compiled Detectron2 is used as it is.
 """
 
 import contextlib
@@ -30,8 +29,8 @@ INSTALL_HINT = (
 )
 
 ROTATED_OPS = {
-    "nms_rotated": "(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor",
-    "box_iou_rotated": "(Tensor boxes1, Tensor boxes2) -> Tensor",
+    "detectron2::nms_rotated": "(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor",
+    "detectron2::box_iou_rotated": "(Tensor boxes1, Tensor boxes2) -> Tensor",
 }
 
 DEPRECATIONS = (  # Detectron2's own use of torch, once for each run; nothing that a user could act on
@@ -61,8 +60,7 @@ def apply() -> None:
 def ddp_on(device: str) -> Iterator[None]:
     """Inside the block, DefaultTrainer can wrap a model on the CPU in DistributedDataParallel.
 
-    Detectron2 always passes ``device_ids`` (detectron2/engine/defaults.py, ``create_ddp_model``), which torch refuses
-    for modules on the CPU. On CUDA nothing is changed.
+    Detectron2's create_ddp_model always passes ``device_ids``, which torch refuses for modules on the CPU.
     """
     from detectron2.engine import defaults
 
@@ -78,16 +76,14 @@ def ddp_on(device: str) -> Iterator[None]:
 def _stub_compiled_extension() -> None:
     import detectron2
 
-    if "detectron2._C" in sys.modules:
-        return
     try:
         import detectron2._C
+
+        return
     except ImportError as error:
         # Missing it is expected; that it is there and does not load, the user should know.
         level = logging.DEBUG if isinstance(error, ModuleNotFoundError) else logging.WARNING
         logger.log(level, "Detectron2 has no compiled ops here (%s); NMS and ROIAlign come from torchvision.", error)
-    else:
-        return
     stub = _MissingExtension("detectron2._C")
     sys.modules["detectron2._C"] = stub
     detectron2._C = stub
@@ -116,10 +112,9 @@ class _MissingExtension(types.ModuleType):
 def _define_rotated_ops() -> None:
     # detectron2.layers looks these two up when it is imported and would fail if they did not exist.
     for name, signature in ROTATED_OPS.items():
-        qualified = f"detectron2::{name}"
-        if not hasattr(torch.ops.detectron2, name):
-            torch.library.define(qualified, signature)
-            torch.library.impl(qualified, "CompositeExplicitAutograd", functools.partial(_refuse, qualified))
+        if not hasattr(torch.ops.detectron2, name.split("::")[1]):
+            torch.library.define(name, signature)
+            torch.library.impl(name, "CompositeExplicitAutograd", functools.partial(_refuse, name))
 
 
 def _refuse(op: str, *args: object) -> NoReturn:

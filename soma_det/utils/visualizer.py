@@ -37,12 +37,7 @@ class BoxVisualizer(Visualizer):
     """Detectron2's Visualizer with one fixed color per class, thin outlined boxes and labels that do not overlap."""
 
     def __init__(self, image: np.ndarray, classes: Sequence[str], scale: float = 1.0):
-        """
-        Args:
-            image: RGB (H, W, 3).
-            classes: names in the order of the class numbers.
-            scale: size of the drawing relative to the image.
-        """
+        """``classes`` are names in the order of the class numbers, ``scale`` is the drawing's size over the image's."""
         super().__init__(image, scale=scale)
         self.classes = classes
         self.colors = class_colors(len(classes))
@@ -53,8 +48,7 @@ class BoxVisualizer(Visualizer):
 
     def draw_instance_predictions(self, predictions: Instances) -> VisImage:
         """Draw detections with class and confidence; of labels that overlap, the most confident one stays."""
-        scores = predictions.scores.tolist()
-        numbers = predictions.pred_classes.tolist()
+        scores, numbers = predictions.scores.tolist(), predictions.pred_classes.tolist()
         labels = [f"{self.classes[c]} {100 * s:.0f}%" for c, s in zip(numbers, scores)]
         return self._draw(predictions.pred_boxes.tensor.cpu().numpy(), numbers, labels, np.argsort(scores)[::-1])
 
@@ -63,7 +57,7 @@ class BoxVisualizer(Visualizer):
         annotations = dic.get("annotations", [])
         boxes = np.array([box_xyxy(a) for a in annotations]).reshape(-1, 4)
         numbers = [a["category_id"] for a in annotations]
-        labels = [self.classes[a["category_id"]] + (" (crowd)" if a.get("iscrowd") else "") for a in annotations]
+        labels = [self.classes[c] + " (crowd)" * bool(a.get("iscrowd")) for c, a in zip(numbers, annotations)]
         return self._draw(boxes, numbers, labels, np.argsort(-_areas(boxes), kind="stable"))
 
     def draw_box(
@@ -112,9 +106,9 @@ class BoxVisualizer(Visualizer):
         limit_y = self.output.height * self.output.scale - height
         for x, y in ((x0, y0 - height), (x1 - width, y0 - height), (x0, y1), (x1 - width, y1), (x0, y0)):
             x = min(max(x, 0), limit_x)
-            place = (x, y, x + width, y + height)
-            if 0 <= y <= limit_y and not any(_overlap(place, other) for other in taken):
-                return place
+            free = all(x + width <= a or c <= x or y + height <= b or d <= y for a, b, c, d in taken)
+            if free and 0 <= y <= limit_y:
+                return (x, y, x + width, y + height)
         return None
 
 
@@ -155,10 +149,6 @@ def _scale(image: np.ndarray, width: int) -> float:
 
 def _areas(boxes: np.ndarray) -> np.ndarray:
     return np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-
-
-def _overlap(a: Rectangle, b: Rectangle) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _readable_on(color: Color) -> str:
