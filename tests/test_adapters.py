@@ -322,13 +322,13 @@ def test_an_unknown_name_lists_all_methods():
     [
         (
             ["NAME", "lora", "MOA.EXPERTS", "lora"],
-            r"ADAPTER.MOA.EXPERTS is set to 'lora', which the method 'lora' does not",
+            r"ADAPTER.MOA.EXPERTS is 'lora', which the method 'lora' does not",
         ),
-        (["NAME", "moa", "RANK", 8], r"RANK is set to 8, which the method 'moa'.*'MOA.RANKS'.*leave it at 16"),
-        (["NAME", "vpt", "TARGETS", ["mlp.fc1"]], "TARGETS is set to .*'vpt'.*'VPT.TOKENS'"),
+        (["NAME", "moa", "RANK", 8], r"RANK is 8, which the method 'moa'.*'MOA.RANKS'.*leave it at 16"),
+        (["NAME", "vpt", "TARGETS", ["mlp.fc1"]], "TARGETS is .*'vpt'.*'VPT.TOKENS'"),
         (["NAME", "rein", "SOMA.COMPONENTS", "major"], "SOMA.COMPONENTS.*'rein'"),
-        (["NAME", "frozen", "BLOCKS", [3]], "BLOCKS is set to .*'frozen'.*no options"),
-        (["NAME", "full", "TRAIN_BIAS", False], "TRAIN_BIAS is set to False.*'full'"),
+        (["NAME", "frozen", "BLOCKS", [3]], "BLOCKS is .*'frozen'.*no options"),
+        (["NAME", "full", "TRAIN_BIAS", False], "TRAIN_BIAS is False.*'full'"),
         (["NAME", "moa", "MOA.EXPERTS", "hydra"], "MOA.EXPERTS is 'hydra': choose 'kronecker' or 'lora'"),
         (["NAME", "moa", "MOA.RANKS", [4]], r"MOA.RANKS is \[4\]: a mixture needs at least two"),
         (["NAME", "moa", "MOA.RANKS", [1, 99]], r"Rank 99 is outside 1\.\.64"),

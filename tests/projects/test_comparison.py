@@ -145,7 +145,7 @@ def test_the_resnet_baseline_builds_without_a_vit():
     cfg = setup_cfg(str(RESNET))
     assert cfg.MODEL.DEVICE == "cpu"
     backbone = build_model(cfg).backbone
-    assert list(backbone.output_shape()) == ["p2", "p3", "p4", "p5", "p6"]
+    assert list(backbone.output_shape()) == ["p2", "p3", "p4", "p5", "p6", "p7"]
     assert count_trainable(cfg)["adapter"] > 0
 
 

@@ -68,7 +68,7 @@ def _step(model: nn.Module, name: str, args: argparse.Namespace) -> list[tuple[s
     def forward_and_backward():
         with EventStorage(), torch.autocast(args.device, dtype=dtype, enabled=dtype != torch.float32):
             output = model(inputs)
-            loss = sum(output.values()) if args.detector else output[0].square().mean()
+            loss = sum(output.values()) if args.detector else next(iter(output.values())).square().mean()
         if loss.requires_grad:
             loss.backward()
 
