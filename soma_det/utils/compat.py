@@ -1,6 +1,7 @@
 """Lets Detectron2 import without its compiled extension.
 
-Its Python sources alone are enough for what this project uses: box NMS and ROIAlign come from torchvision. :func:`apply`
+Its Python sources alone are enough for what this project uses: box NMS and ROIAlign come from torchvision.
+:func:`apply`
 puts right what stands between those sources and an import; an official, compiled Detectron2 is used as it is.
 """
 
