@@ -12,8 +12,7 @@ def build_evaluator(dataset_name: str, output_dir: str | os.PathLike | None = No
     """Score a registered split by COCO's and by VOC's rules.
 
     Args:
-        output_dir: where to save the detections, as ``<output_dir>/<dataset_name>/coco_instances_results.json``; None
-            does not save them.
+        output_dir: saves the detections, as ``<output_dir>/<dataset_name>/coco_instances_results.json``; None does not.
 
     Returns:
         evaluators of which ``evaluate`` gives, on the main rank, ``boxes``, ``images``, ``bbox`` and ``voc``.

@@ -18,16 +18,13 @@ TEXT_COLOR, GRID_COLOR = "#2b2f36", "#e3e6ea"
 MEAN_LINE: dict[str, Any] = dict(color=MEAN_COLOR, linewidth=1.6, linestyle=(0, (4, 2)))
 
 
-def draw_domain_chart(
-    scores: Mapping[str, float], source: str | None, path: str | os.PathLike, metric: str = "VOC AP50"
-) -> None:
+def draw_domain_chart(scores: Mapping[str, float], source: str | None, path: str | os.PathLike) -> None:
     """Save one bar per split, the source's in another color, and a line at the mean of the others.
 
     Args:
-        scores: label -> score, 0 to 100; NaN draws no bar.
+        scores: label -> VOC AP50, 0 to 100; NaN draws no bar.
         source: the label of the source split, or None.
         path: PNG file; overwritten.
-        metric: what the scores are; written at the axis.
     """
     # Figure and canvas are used directly, because pyplot would keep every figure alive and change the caller's backend.
     figure = Figure(figsize=(max(4.8, 1.6 + 1.15 * len(scores)), 3.9), dpi=150, layout="constrained")
@@ -39,7 +36,7 @@ def draw_domain_chart(
     mean = sum(scores[labels[i]] for i in unseen) / len(unseen) if len(unseen) > 1 else None
     if mean is not None:
         axes.hlines(mean, unseen[0] - 0.42, len(labels) - 0.58, **MEAN_LINE)
-    _style(axes, metric, max([s for s in scores.values() if not math.isnan(s)], default=0.0))
+    _style(axes, max([s for s in scores.values() if not math.isnan(s)], default=0.0))
     _add_legend(figure, source in scores, mean, bool(unseen))
     figure.savefig(path, metadata={"Software": None})
 
@@ -57,9 +54,9 @@ def _draw_bars(axes: Axes, scores: Mapping[str, float], source: str | None) -> N
     axes.set_xlim(-margin, len(scores) - 1 + margin)
 
 
-def _style(axes: Axes, metric: str, highest: float) -> None:
+def _style(axes: Axes, highest: float) -> None:
     axes.set_ylim(0, min(108, max(10, 1.18 * highest)))
-    axes.set_ylabel(metric, color=TEXT_COLOR, fontsize=10)
+    axes.set_ylabel("VOC AP50", color=TEXT_COLOR, fontsize=10)
     axes.yaxis.grid(True, color=GRID_COLOR, linewidth=0.8, zorder=0)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, colors=TEXT_COLOR, labelsize=9.5)
@@ -73,5 +70,7 @@ def _add_legend(figure: Figure, has_source: bool, mean: float | None, has_unseen
         handles.append(Patch(color=UNSEEN_COLOR, label="unseen"))
     if mean is not None:
         handles.append(Line2D([], [], label=f"mean of unseen: {mean:.1f}", **MEAN_LINE))
-    style = dict(frameon=False, fontsize=9.5, labelcolor=TEXT_COLOR, handlelength=1.6, columnspacing=1.6)
+    style: dict[str, Any] = dict(
+        frameon=False, fontsize=9.5, labelcolor=TEXT_COLOR, handlelength=1.6, columnspacing=1.6
+    )
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), **style)

@@ -70,9 +70,8 @@ class CocoEvaluator(COCOEvaluator):
 
         Returns:
             On the main rank ``boxes``: class -> number of ground-truth boxes that count; ``images``: {"count": number
-            of images in the split}; and ``bbox``: AP, AP50, AP75, APs, APm, APl and, per class, AP-<class>, from 0 to
-            100, NaN where there is no ground truth; means are over the other classes. Sizes go by the area of the box.
-            Other ranks return an empty dict.
+            of images in the split}; and ``bbox``: AP, AP50, AP75, APs, APm, APl and, per class, AP-<class>, 0 to 100,
+            NaN without ground truth; means leave NaN out. Sizes go by the box's area. Other ranks: an empty dict.
 
         Raises:
             ValueError: a detection is on an image that is not in the split.
@@ -81,7 +80,7 @@ class CocoEvaluator(COCOEvaluator):
         ranks = comm.gather((self._image_ids, [len(t) for t in self._tables], _stack(self._tables)), dst=0)
         if not comm.is_main_process():
             return OrderedDict()
-        self._gathered = truth, detections = self._collect(*zip(*ranks))
+        self._gathered = truth, detections = self._collect(ranks)
         bbox = self._derive_coco_results(evaluate_coco(truth, detections), "bbox", truth.classes)
         if len(truth.classes) == 1:  # Detectron2 leaves it out as it equals the mean
             bbox[f"AP-{truth.classes[0]}"] = bbox["AP"]
@@ -94,9 +93,8 @@ class CocoEvaluator(COCOEvaluator):
             raise RuntimeError("The detections are not gathered: call evaluate() of their CocoEvaluator before.")
         return self._gathered
 
-    def _collect(
-        self, ids: Iterable[list[Hashable]], counts: Iterable[list[int]], tables: Iterable[np.ndarray]
-    ) -> tuple[GroundTruth, Detections]:
+    def _collect(self, ranks: list[tuple]) -> tuple[GroundTruth, Detections]:
+        ids, counts, tables = zip(*ranks)
         image_ids = list(chain(*ids))
         image = np.repeat(np.arange(len(image_ids)), list(chain(*counts)))
         corners, score, category = np.split(_stack(tables).astype(float), [4, 5], axis=1)

@@ -51,8 +51,7 @@ class Detections:
 
     Attributes:
         image: (N,) int64, position in a list of images, usually ``GroundTruth.image_ids``.
-        category: (N,) int64.
-        xyxy: (N, 4) float64, pixels, XYXY_ABS.
+        category, xyxy: as in :class:`GroundTruth`.
         score: (N,) float64.
     """
 

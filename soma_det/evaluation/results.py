@@ -84,9 +84,8 @@ def load_results(path: str | os.PathLike) -> dict[str, Any]:
     """Read a results.json, or the one in a folder.
 
     Returns:
-        "metadata", "source", "labels" and "results" (as :func:`~soma_det.evaluation.summary.summarize` takes them,
-        missing scores being NaN again), and "summary". Files of soma_det 0.1 have no labels: each split is labeled
-        with its name.
+        "metadata", "summary" and, as :func:`~soma_det.evaluation.summary.summarize` takes them, "source", "labels" and
+        "results", missing scores being NaN again. Files of soma_det 0.1 lack labels and get the splits' names.
 
     Raises:
         FileNotFoundError: there is no such file.

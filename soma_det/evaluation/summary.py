@@ -1,8 +1,8 @@
 """What the scores of several splits say about weather that training has not seen.
 
-Two figures: the mean score over the unseen splits, and the relative performance under shift, which is that mean over
-the source's score. They carry over to weathers what Michaelis et al. measure for corruptions, there named mPC and rPC
-("Benchmarking Robustness in Object Detection: Autonomous Driving when Winter is Coming", arXiv 1907.07484).
+The mean score over the unseen splits, and the relative performance under shift, which is that mean over the source's
+score, are what Michaelis et al. measure for corruptions as mPC and rPC ("Benchmarking Robustness in Object Detection:
+Autonomous Driving when Winter is Coming", arXiv 1907.07484).
 """
 
 import math
@@ -91,9 +91,8 @@ def domain_labels(dataset_names: Iterable[str]) -> dict[str, str]:
     times = Counter(domains.values())
     labels = {name: d if times[d] == 1 else f"{d} {metadata[name].get('split', name)}" for name, d in domains.items()}
     labels = {name: label.replace("_", " ") for name, label in labels.items()}
-    if len(set(labels.values())) < len(labels):  # for example the same domain and split under two prefixes
-        return {name: name for name in labels}
-    return labels
+    unique = len(set(labels.values())) == len(labels)  # not so for the same domain and split under two prefixes
+    return labels if unique else {name: name for name in labels}
 
 
 def _summarize_metric(scores: dict[str, float], source: str) -> MetricSummary:

@@ -49,9 +49,8 @@ class VocEvaluator(DatasetEvaluator):
         truth, detections = self._coco.gathered
         per_class = voc_average_precision(truth, detections)
         known = per_class[~np.isnan(per_class)]
-        results = {"AP50": float(known.mean()) if known.size else float("nan")}
-        results.update({f"AP50-{name}": float(ap) for name, ap in zip(truth.classes, per_class)})
-        return OrderedDict(voc=results)
+        mean = float(known.mean()) if known.size else float("nan")
+        return OrderedDict(voc={"AP50": mean, **{f"AP50-{c}": float(ap) for c, ap in zip(truth.classes, per_class)}})
 
 
 def voc_average_precision(truth: GroundTruth, detections: Detections) -> np.ndarray:
@@ -62,12 +61,7 @@ def voc_average_precision(truth: GroundTruth, detections: Detections) -> np.ndar
 
 
 def eleven_point_ap(hit: np.ndarray, num_truth: int) -> float:
-    """AP, 0 to 1, from flags that say of each detection, by falling score, whether it is a hit.
-
-    Args:
-        hit: (N,) bool.
-        num_truth: number of ground-truth boxes, at least 1.
-    """
+    """AP, 0 to 1, of detections by falling score that are hits or not, (N,) bool, on at least 1 ground-truth box."""
     hits = np.cumsum(hit)
     recall = hits / num_truth
     precision = hits / np.arange(1, len(hit) + 1)
@@ -77,14 +71,9 @@ def eleven_point_ap(hit: np.ndarray, num_truth: int) -> float:
 def best_overlap(
     boxes: np.ndarray, image: np.ndarray, truth_boxes: np.ndarray, truth_image: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each box, its highest IoU with a ground-truth box of the same image, and which one that is.
+    """For each box, its highest IoU (N,) with a ground-truth box of the same image, and that box's row (N,).
 
-    Args:
-        boxes: (N, 4) XYXY_ABS; image: (N,) the image of each.
-        truth_boxes: (M, 4) XYXY_ABS; truth_image: (M,) the image of each.
-
-    Returns:
-        (N,) IoU, 0 where the image has no ground truth, and (N,) row in ``truth_boxes``, there -1.
+    Boxes are XYXY_ABS, (N, 4) and (M, 4). Where the image has no ground truth, the IoU is 0 and the row -1.
     """
     overlap = np.zeros(len(boxes))
     match = np.full(len(boxes), -1, dtype=np.int64)

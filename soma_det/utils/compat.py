@@ -1,8 +1,7 @@
 """Lets Detectron2 import without its compiled extension.
 
-Its Python sources alone are enough for what this project uses: box NMS and ROIAlign come from torchvision.
-:func:`apply`
-puts right what stands between those sources and an import; an official, compiled Detectron2 is used as it is.
+Its Python sources are enough for what this project uses: box NMS and ROIAlign come from torchvision. :func:`apply` puts
+right what stands between those sources and an import; an official, compiled Detectron2 is used as it is.
 """
 
 import contextlib
@@ -88,7 +87,11 @@ def _stub_compiled_extension() -> None:
     stub = _MissingExtension("detectron2._C")
     sys.modules["detectron2._C"] = stub
     detectron2._C = stub
-    _define_rotated_ops()
+    # detectron2.layers looks these up when it is imported and would fail if they did not exist.
+    for name, signature in ROTATED_OPS.items():
+        if not hasattr(torch.ops.detectron2, name.split("::")[1]):
+            torch.library.define(name, signature)
+            torch.library.impl(name, "CompositeExplicitAutograd", functools.partial(_refuse, name))
 
 
 class _MissingExtension(types.ModuleType):
@@ -108,14 +111,6 @@ class _MissingExtension(types.ModuleType):
         if name.startswith("__"):  # what the import system and inspect look up
             raise AttributeError(name)
         _refuse(f"detectron2._C.{name}")
-
-
-def _define_rotated_ops() -> None:
-    # detectron2.layers looks these two up when it is imported and would fail if they did not exist.
-    for name, signature in ROTATED_OPS.items():
-        if not hasattr(torch.ops.detectron2, name.split("::")[1]):
-            torch.library.define(name, signature)
-            torch.library.impl(name, "CompositeExplicitAutograd", functools.partial(_refuse, name))
 
 
 def _refuse(op: str, *args: object) -> NoReturn:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.font_manager import FontProperties, findfont
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL.ImageFont import FreeTypeFont
 
 from soma_det.utils.visualizer import class_colors
 
@@ -18,13 +19,10 @@ def contact_sheet(
     """Arrange images in columns with headers, for example one column per weather.
 
     Args:
-        columns: header -> RGB images from top to bottom; columns may differ in length. Cells have the median shape
-            of the images; others are scaled to fit in.
+        columns: header -> images from top to bottom; columns may differ in length. Cells have the median shape of the
+            images; others are scaled to fit in.
         cell_width: pixels.
         legend: class names, in the order of the class numbers, to explain the colors below the images.
-
-    Returns:
-        RGB (H, W, 3).
 
     Raises:
         ValueError: there is no image at all.
@@ -50,7 +48,7 @@ def contact_sheet(
 
 
 @functools.lru_cache
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+def _font(size: int, bold: bool = False) -> FreeTypeFont:
     # matplotlib brings this font along, so that drawings look the same everywhere.
     path = findfont(FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal"))
     return ImageFont.truetype(path, max(9, size))
@@ -61,7 +59,7 @@ def _header_size(cell_width: int) -> int:
     return int(np.clip(cell_width / 24, 11, 24))
 
 
-def _fitting_font(draw: ImageDraw.ImageDraw, text: str, width: int) -> ImageFont.FreeTypeFont:
+def _fitting_font(draw: ImageDraw.ImageDraw, text: str, width: int) -> FreeTypeFont:
     """The largest of the header fonts in which the text is not wider than ``width`` pixels."""
     size = _header_size(width)
     while size > 9 and draw.textlength(text, _font(size, bold=True)) > width:
@@ -69,12 +67,11 @@ def _fitting_font(draw: ImageDraw.ImageDraw, text: str, width: int) -> ImageFont
     return _font(size, bold=True)
 
 
-def _draw_legend(
-    draw: ImageDraw.ImageDraw, classes: Sequence[str], font: ImageFont.FreeTypeFont, center: float, y: float
-) -> None:
+def _draw_legend(draw: ImageDraw.ImageDraw, classes: Sequence[str], font: FreeTypeFont, x: float, y: float) -> None:
+    """``x`` and ``y`` are the legend's middle."""
     swatch, space = font.size, 1.6 * font.size
     widths = [1.5 * swatch + draw.textlength(name, font) for name in classes]
-    x = center - (sum(widths) + space * (len(classes) - 1)) / 2
+    x -= (sum(widths) + space * (len(classes) - 1)) / 2
     for name, color, width in zip(classes, class_colors(len(classes)), widths):
         fill = tuple(round(255 * c) for c in color)
         draw.rounded_rectangle((x, y - swatch / 2, x + swatch, y + swatch / 2), swatch / 5, fill)

@@ -1,7 +1,4 @@
-"""Draws detections and ground truth with Detectron2's Visualizer.
-
-All images that come in or go out are RGB, (H, W, 3), uint8.
-"""
+"""Draws detections and ground truth with Detectron2's Visualizer. All images are RGB, (H, W, 3), uint8."""
 
 import colorsys
 import os
@@ -58,7 +55,7 @@ class BoxVisualizer(Visualizer):
         boxes = np.array([box_xyxy(a) for a in annotations]).reshape(-1, 4)
         numbers = [a["category_id"] for a in annotations]
         labels = [self.classes[c] + " (crowd)" * bool(a.get("iscrowd")) for c, a in zip(numbers, annotations)]
-        return self._draw(boxes, numbers, labels, np.argsort(-_areas(boxes), kind="stable"))
+        return self._draw(boxes, numbers, labels)
 
     def draw_box(
         self, box_coord: Sequence[float], alpha: float = 1.0, edge_color: Color | str = "g", line_style: str = "-"
@@ -75,12 +72,15 @@ class BoxVisualizer(Visualizer):
         """Points, matplotlib's unit of fonts and lines, per pixel of the drawing."""
         return 72 / self.output.dpi
 
-    def _draw(self, boxes: np.ndarray, numbers: list[int], labels: list[str], rank: np.ndarray) -> VisImage:
-        """Draw all boxes, the largest first, then the labels in the order of ``rank``."""
-        for i in np.argsort(-_areas(boxes), kind="stable"):
+    def _draw(
+        self, boxes: np.ndarray, numbers: list[int], labels: list[str], rank: np.ndarray | None = None
+    ) -> VisImage:
+        """Draw all boxes, the largest first, then the labels in the order of ``rank`` or else of the boxes."""
+        order = np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), kind="stable")
+        for i in order:
             self.draw_box(boxes[i], edge_color=self.colors[numbers[i]])
         taken: list[Rectangle] = []
-        for i in rank:
+        for i in order if rank is None else rank:
             self._draw_label(labels[i], boxes[i] * self.output.scale, self.colors[numbers[i]], taken)
         return self.output
 
@@ -91,8 +91,7 @@ class BoxVisualizer(Visualizer):
         text = self.output.ax.texts[-1]
         extent = text.get_window_extent(self.output.canvas.get_renderer())
         size = (extent.width + 2 * LABEL_PAD, extent.height + 2 * LABEL_PAD)
-        place = self._free_place(box, size, taken)
-        if place is None:
+        if (place := self._free_place(box, size, taken)) is None:
             text.remove()
             return
         taken.append(place)
@@ -145,10 +144,6 @@ def read_rgb(path: str | os.PathLike) -> np.ndarray:
 
 def _scale(image: np.ndarray, width: int) -> float:
     return (width or max(DRAWING_WIDTH, image.shape[1])) / image.shape[1]
-
-
-def _areas(boxes: np.ndarray) -> np.ndarray:
-    return np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
 
 
 def _readable_on(color: Color) -> str:
