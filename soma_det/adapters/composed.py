@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -87,7 +87,8 @@ class _ComposedLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # the weight is saved as a constant: a second derivative would be wrong
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        with _without_autocast(grad_y.device.type):
+        device = grad_y.device.type
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             x, weight, a, b = ctx.saved_tensors
             return _gradients(grad_y, x, weight, a, b, ctx.needs_input_grad)
 

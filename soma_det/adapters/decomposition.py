@@ -23,14 +23,11 @@ def split_minor_components(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, T
 
     Args:
         weight: (out, in), of any floating dtype.
-        rank: number of components, 1..min(out, in).
+        rank: number of components, 1..min(out, in); anything else is a ValueError.
 
     Returns:
         residual (out, in), a (rank, in) and b (out, rank) with residual + b @ a = weight, in fp32 or, for a float64
         weight, in float64.
-
-    Raises:
-        ValueError: the weight is not a matrix or the rank is outside its limits.
     """
     return split_components(weight, rank, "minor")
 

@@ -115,7 +115,11 @@ def describe_adapter(
 def apply_adapter(model: nn.Module, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[str]:
     """As :func:`load_adapter`, for what :func:`describe_adapter` gives."""
     require(not find_adapter_layers(model), "The model is adapted already: merge it first, or build it again.")
-    _require_same_base(model, metadata)
+    require(
+        base_sha256(model) == metadata["base_sha256"],
+        f"The adapter belongs to other pretrained weights ({metadata['base']}) than the model has ({_name_of(model)}): "
+        "load the weights that it was trained on, or train it on these.",
+    )
     if metadata["kind"] == "low_rank":
         changed = sorted(name.removesuffix(".a") for name in tensors if name.endswith(".a"))
         for name in changed:
@@ -211,14 +215,6 @@ def _describe_layers(
         "blocks": json.dumps(adapted if blocks else None),
         "targets": json.dumps(targets),
     }
-
-
-def _require_same_base(model: nn.Module, metadata: Mapping[str, str]) -> None:
-    require(
-        base_sha256(model) == metadata["base_sha256"],
-        f"The adapter belongs to other pretrained weights ({metadata['base']}) than the model has ({_name_of(model)}): "
-        "load the weights that it was trained on, or train it on these.",
-    )
 
 
 def _name_of(base: nn.Module | Mapping[str, Tensor]) -> str:

@@ -1,10 +1,7 @@
 """LoRA: a trained low-rank change beside each pretrained weight, with fused qkv adapted as three weights.
 
 Source: LoRA: Low-Rank Adaptation of Large Language Models, arXiv 2106.09685, section 4.1:
-
-    y = x (W + B A)^T + bias,   A ~ Kaiming uniform, B = 0,
-
-at a scale of 1 (alpha = rank), as SoMA. At the start that is exactly the pretrained layer.
+y = x (W + B A)^T + bias, A ~ Kaiming uniform, B = 0, at a scale of 1 (alpha = rank), as SoMA.
 """
 
 import math

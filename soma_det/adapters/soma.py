@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -31,7 +31,6 @@ from soma_det.adapters.selection import (
 )
 
 Order = Literal["load_first", "decompose_first"]
-ORDERS: tuple[Order, ...] = ("load_first", "decompose_first")
 MAX_THREADS = 8  # each holds a weight and its Gram matrix in double precision
 
 logger = logging.getLogger(__name__)
@@ -62,7 +61,8 @@ class SomaConfig(LowRankConfig):
             self.components in COMPONENTS,
             f"MODEL.ADAPTER.SOMA.COMPONENTS is {self.components!r}: choose one of {COMPONENTS}.",
         )
-        require(self.order in ORDERS, f"MODEL.ADAPTER.SOMA.ORDER is {self.order!r}: choose one of {ORDERS}.")
+        orders = get_args(Order)
+        require(self.order in orders, f"MODEL.ADAPTER.SOMA.ORDER is {self.order!r}: choose one of {orders}.")
 
     def inject(self, model: nn.Module, blocks: Blocks, targets: Sequence[str], initialize: bool) -> list[str]:
         names = select_linears(model, blocks, targets or ATTENTION_AND_MLP)
