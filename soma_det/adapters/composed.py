@@ -88,7 +88,7 @@ class _ComposedLinear(torch.autograd.Function):
     @once_differentiable  # the weight is saved as a constant: a second derivative would be wrong
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         device = grad_y.device.type
-        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+        with torch.autocast(device, enabled=False) if _has_autocast(device) else nullcontext():
             x, weight, a, b = ctx.saved_tensors
             return _gradients(grad_y, x, weight, a, b, ctx.needs_input_grad)
 
@@ -96,10 +96,6 @@ class _ComposedLinear(torch.autograd.Function):
 def _has_autocast(device: str) -> bool:
     """Whether autocast is on; it does not exist on the device "meta"."""
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-
-
-def _without_autocast(device: str) -> AbstractContextManager:
-    return torch.autocast(device, enabled=False) if _has_autocast(device) else nullcontext()
 
 
 def _gradients(grad_y: Tensor, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, needed: Sequence[bool]) -> tuple:
