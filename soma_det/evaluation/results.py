@@ -91,8 +91,7 @@ def load_results(path: str | os.PathLike) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: it is not a results file of this project.
     """
-    path = Path(path)
-    path = path / RESULTS_FILE if path.is_dir() else path
+    path = Path(path, RESULTS_FILE) if os.path.isdir(path) else Path(path)
     content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict) or not {"metadata", "source", "results"} <= content.keys():
         raise ValueError(f"{path} is not a results file: it lacks metadata, source or results.")
