@@ -23,11 +23,7 @@ SCALE = 0.1
 @register
 @dataclass(frozen=True)
 class AdaptFormerConfig(AdapterConfig):
-    """AdaptFormer.
-
-    Attributes:
-        width: features of the bottleneck.
-    """
+    """AdaptFormer with bottlenecks of ``width`` features."""
 
     name = "adaptformer"
     summary = "a small bottleneck beside every MLP (AdaptFormer)"

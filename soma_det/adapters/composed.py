@@ -36,7 +36,8 @@ class ComposedLinear(AdapterLayer, nn.Linear):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """residual + B A, (out, in), in their own precision; differentiable in A and B."""
-        with _without_autocast(self.residual.device.type):
+        device = self.residual.device.type
+        with torch.autocast(device, enabled=False) if _has_autocast(device) else nullcontext():
             return compose(self.residual, self.a, self.b)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -71,10 +71,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike) -> list[str]:
 
 
 def read_adapter(path: str | os.PathLike, kind: str = FORMAT) -> Description:
-    """Tensors and metadata of a file of :func:`save_adapter`, or of another format with the same metadata.
-
-    The errors are those of :func:`load_adapter`.
-    """
+    """Tensors and metadata of a file of the format ``kind``; the errors are those of :func:`load_adapter`."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"There is no adapter file {path}.")
     try:

@@ -28,12 +28,7 @@ from soma_det.adapters.selection import describe_plain_vit, wrap_blocks
 @register
 @dataclass(frozen=True)
 class ReinConfig(AdapterConfig):
-    """Rein.
-
-    Attributes:
-        tokens: for each block, two or more.
-        rank: of each block's tokens.
-    """
+    """Rein with two or more ``tokens`` of low ``rank`` for each block."""
 
     name = "rein"
     summary = "tokens that refine the feature map after every block (Rein)"

@@ -22,11 +22,7 @@ from soma_det.adapters.selection import describe_plain_vit, wrap_blocks
 @register
 @dataclass(frozen=True)
 class VptConfig(AdapterConfig):
-    """Visual prompt tuning, deep.
-
-    Attributes:
-        tokens: prompts for each block.
-    """
+    """Visual prompt tuning, deep, with ``tokens`` prompts for each block."""
 
     name = "vpt"
     summary = "more tokens in every block (visual prompt tuning, deep)"

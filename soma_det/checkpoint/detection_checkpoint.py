@@ -1,6 +1,7 @@
 """Checkpoints that survive interruption and refuse weights of another kind."""
 
 import os
+from typing import Any
 
 import yaml
 from detectron2.checkpoint import DetectionCheckpointer
@@ -20,11 +21,7 @@ METADATA = "soma_det"  # key of a checkpoint, beside "model" and "trainer"
 
 
 def describe_model(cfg: CfgNode) -> dict:
-    """The version, the adapter and the classes of a training, as plain types, which torch.load takes for safe.
-
-    Returns:
-        {"version": "0.2.0", "adapter": MODEL.ADAPTER as a dict, "classes": ["bus", ...]}
-    """
+    """Version, adapter and classes of a training, as plain types, which torch.load takes for safe."""
     classes = [MetadataCatalog.get(name).get("thing_classes", []) for name in cfg.DATASETS.TRAIN]
     adapter = yaml.safe_load(cfg.MODEL.ADAPTER.dump())
     return {"version": __version__, "adapter": adapter, "classes": list(classes[0]) if classes else []}
@@ -42,11 +39,11 @@ class AtomicCheckpointer(DetectionCheckpointer):
         checkpointables: whose state dicts are saved too, by name.
     """
 
-    def __init__(self, model: nn.Module, save_dir: str = "", description: dict | None = None, **checkpointables):
+    def __init__(self, model: nn.Module, save_dir: str = "", description: dict | None = None, **checkpointables: Any):
         super().__init__(model, save_dir, **checkpointables)
         self.description = description or {}
 
-    def save(self, name: str, **kwargs) -> None:
+    def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name``.pth into the output folder.
 
         Raises:
@@ -69,13 +66,12 @@ class AtomicCheckpointer(DetectionCheckpointer):
         os.replace(os.path.join(self.save_dir, last_filename_basename), os.path.join(self.save_dir, final))
         write_text(os.path.join(self.save_dir, "last_checkpoint"), final)
 
-    def load(self, path: str, *args, **kwargs) -> dict:
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict:
         """As Detectron2's, with an error instead of a warning where the checkpoint is of another kind of model.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: weights of the backbone are missing or left over, or any has another shape. A backbone without
-                a ViT may miss weights, as Detectron2's ResNets do.
+            ValueError: weights of a ViT's detector are missing or left over in the backbone, or any has another shape.
         """
         if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
             raise FileNotFoundError(f"There is no checkpoint {path}: correct MODEL.WEIGHTS, or leave out --resume.")
@@ -85,7 +81,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
             )
         return super().load(path, *args, **kwargs)
 
-    def _load_model(self, checkpoint: dict):
+    def _load_model(self, checkpoint: dict) -> Any:
         checkpoint["model"] = convert_old_names(checkpoint["model"])
         names = set(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)

@@ -1,7 +1,6 @@
 """A trained detector as one small file: adapter, pyramid and heads, without the pretrained weights."""
 
 import os
-from pathlib import Path
 
 from detectron2.config import CfgNode
 from safetensors.torch import save_file
@@ -22,11 +21,9 @@ def is_exported(path: str) -> bool:
 
 
 def export_detector(model: nn.Module, path: str | os.PathLike, base: nn.Module) -> None:
-    """Write a detector whose ViT is adapted and not merged; the file is written whole or not at all.
+    """Write a detector whose ViT is adapted and not merged to a .safetensors file, whole or not at all.
 
     Args:
-        model: with a :class:`~soma_det.modeling.TimmViT`.
-        path: a .safetensors file.
         base: the plain timm model with the pretrained weights that the training started from.
 
     Raises:
@@ -38,8 +35,8 @@ def export_detector(model: nn.Module, path: str | os.PathLike, base: nn.Module) 
     adapter, metadata = files.describe_adapter(vit, base, allow_frozen=True)
     rest = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(prefix)}
     tensors = {f"{ADAPTER}{name}": tensor for name, tensor in adapter.items()}
-    tensors |= {f"{DETECTOR}{name}": tensor.detach().cpu().contiguous() for name, tensor in rest.items()}
-    with atomic_path(Path(path)) as temporary:
+    tensors |= {f"{DETECTOR}{name}": tensor.cpu().contiguous() for name, tensor in rest.items()}
+    with atomic_path(path) as temporary:
         save_file(tensors, temporary, {**metadata, "format": FORMAT})
 
 

@@ -26,19 +26,16 @@ def flatten(node: Mapping, prefix: str = "") -> dict[str, object]:
 
 def add_soma_config(cfg: CN) -> None:
     """Add this project's keys, with their defaults, to a Detectron2 config."""
-    _add_model(cfg)
-    _add_data(cfg)
-    _add_solver(cfg)
-    _add_test(cfg)
+    for add in (_add_model, _add_data, _add_solver, _add_test):
+        add(cfg)
 
 
 def _add_model(cfg: CN) -> None:
     vit = cfg.MODEL.VIT = CN()
     vit.NAME = "vit_small_patch14_dinov2.lvd142m"  # any timm ViT whose blocks are in .blocks
-    # "" for random weights, "timm" for timm's hub,
-    # or a file (.safetensors, .pth) with the model's own weights.
+    # "" for random weights, "timm" for timm's hub, or a file (.safetensors, .pth) with the model's own weights.
     # Not read when MODEL.WEIGHTS names a checkpoint of this project, which holds the ViT too.
-    # These weights also decide MODEL.PIXEL_MEAN and PIXEL_STD (config/pixels.py): leave those two out of config files.
+    # They also decide MODEL.PIXEL_MEAN and PIXEL_STD (config/pixels.py): leave those two out of config files.
     vit.WEIGHTS = "timm"
     vit.PATCH_SIZE = 16  # pixels, or 8; pretrained patch embeddings are resampled to it (timm's pseudo-inverse)
     vit.IMG_SIZE = [1024, 1024]  # (H, W), pixels: the usual input, for which position embeddings are resampled once
@@ -47,8 +44,7 @@ def _add_model(cfg: CN) -> None:
     vit.DROP_PATH = 0.0  # rate of the last block; falls linearly to 0 at the first
     vit.ACTIVATION_CHECKPOINTING = False  # less memory for one more forward pass through the blocks
 
-    pyramid = cfg.MODEL.PYRAMID = CN()
-    pyramid.OUT_CHANNELS = 256
+    cfg.MODEL.PYRAMID = CN({"OUT_CHANNELS": 256})
 
     adapter = cfg.MODEL.ADAPTER = CN()
     adapter.NAME = "soma"  # the method; tools/train_net.py --help lists all, docs/adapters.md describes them
@@ -64,12 +60,9 @@ def _add_model(cfg: CN) -> None:
     adapter.MOA = CN()
     adapter.MOA.EXPERTS = "kronecker"  # or "lora"
     adapter.MOA.RANKS = [1, 2, 4, 8]  # one expert for each
-    adapter.REIN = CN()
-    adapter.REIN.TOKENS = 100  # for each block; their rank is RANK
-    adapter.VPT = CN()
-    adapter.VPT.TOKENS = 50  # for each block
-    adapter.ADAPTFORMER = CN()
-    adapter.ADAPTFORMER.WIDTH = 64  # features of the bottleneck
+    adapter.REIN = CN({"TOKENS": 100})  # for each block; their rank is RANK
+    adapter.VPT = CN({"TOKENS": 50})  # for each block
+    adapter.ADAPTFORMER = CN({"WIDTH": 64})  # features of the bottleneck
 
 
 def _add_data(cfg: CN) -> None:
@@ -96,10 +89,7 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.BACKBONE_LR_MULTIPLIER = 0.5  # of the ViT, against SOLVER.BASE_LR
     cfg.SOLVER.BACKBONE_WEIGHT_DECAY_MULTIPLIER = 0.2  # of the ViT, against SOLVER.WEIGHT_DECAY
 
-    annealing = cfg.SOLVER.WEIGHT_DECAY_ANNEALING = CN()
-    annealing.ENABLED = True
-    annealing.FINAL = 1e-5  # weight decay of the last iteration
-
+    cfg.SOLVER.WEIGHT_DECAY_ANNEALING = CN({"ENABLED": True, "FINAL": 1e-5})  # weight decay of the last iteration
     cfg.SOLVER.AMP.DTYPE = "float16"  # or "bfloat16", which CPUs have too; with SOLVER.AMP.ENABLED, TEST.AMP.ENABLED
     cfg.SOLVER.AMP.CPU = "auto"  # train in bfloat16 where the CPU has AMX, also without SOLVER.AMP.ENABLED; or "off"
 
@@ -111,5 +101,4 @@ def _add_solver(cfg: CN) -> None:
 def _add_test(cfg: CN) -> None:
     cfg.TEST.BATCH_SIZE = 1  # images of one size that a process evaluates at a time
     cfg.TEST.COMPILE = False  # torch.compile the blocks of the ViT; needs a C++ compiler
-    cfg.TEST.AMP = CN()
-    cfg.TEST.AMP.ENABLED = False  # evaluate the backbone in SOLVER.AMP.DTYPE
+    cfg.TEST.AMP = CN({"ENABLED": False})  # evaluate the backbone in SOLVER.AMP.DTYPE

@@ -1,10 +1,13 @@
 """Mixed precision in training: which dtype a run gets, and the inner trainer that computes in it."""
 
 import time
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import AMPTrainer, SimpleTrainer
+from torch import nn
+from torch.optim import Optimizer
 
 from soma_det.utils import machine
 
@@ -44,7 +47,7 @@ class CUDAAMPTrainer(AMPTrainer):
 class CPUAMPTrainer(SimpleTrainer):
     """The forward pass under autocast on the CPU, which Detectron2's AMPTrainer refuses; no loss scaling."""
 
-    def __init__(self, model, data_loader, optimizer, precision: torch.dtype = torch.bfloat16):
+    def __init__(self, model: nn.Module, data_loader: Any, optimizer: Optimizer, precision: torch.dtype):
         super().__init__(model, data_loader, optimizer)
         self.precision = precision
 

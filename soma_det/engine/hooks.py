@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.engine import HookBase
@@ -27,9 +28,8 @@ def unwrap_ddp(model: nn.Module) -> nn.Module:
 class WeightDecayAnnealing(HookBase):
     """Lowers the weight decay of every group of the optimizer along a half cosine, and logs it.
 
-    The value falls from the group's own at iteration 0 to ``final`` at the last one; a weight decay of zero stays zero.
-    The group's own is kept in it as ``initial_weight_decay``, as schedulers keep ``initial_lr``. Both are part of the
-    optimizer's state: a resumed training goes on along its curve, whatever SOLVER.WEIGHT_DECAY says by then.
+    It falls from the group's own to ``final``; zero stays zero. The group's own is kept in the optimizer's state as
+    ``initial_weight_decay``: a resumed training goes on along its curve, whatever SOLVER.WEIGHT_DECAY says by then.
 
     Source: arXiv 2412.04077, section 3.3.
     """
@@ -46,20 +46,18 @@ class WeightDecayAnnealing(HookBase):
     def before_step(self):
         progress = self.trainer.iter / self.trainer.max_iter
         for index, group in enumerate(self.trainer.optimizer.param_groups):
-            initial = group["initial_weight_decay"]
+            initial, name = group["initial_weight_decay"], group.get("name", index)
             group["weight_decay"] = CosineParamScheduler(initial, self.final if initial else 0.0)(progress)
-            name = group.get("name", index)
             self.trainer.storage.put_scalar(f"weight_decay/{name}", group["weight_decay"], smoothing_hint=False)
 
 
 class LayerFreezing(HookBase):
     r"""Keeps listed modules frozen and in evaluation mode, for good or until an iteration.
 
-    Parameters of these modules that require gradients have them dropped before the optimizer's step, so that neither
-    momentum nor weight decay touches them and clipping ignores them. This works in any trainer, and under
-    DistributedDataParallel, which does not allow ``requires_grad`` to change. To save the gradients' computation too,
-    freeze the modules when the model is built (:func:`soma_det.modeling.freezing.freeze`), as this project's trainer
-    does. Modules that are frozen for good are verified to be bit-equal at the end.
+    Their gradients are dropped before the optimizer's step, so that neither momentum nor weight decay touches them and
+    clipping ignores them; DistributedDataParallel does not allow ``requires_grad`` to change. To save the gradients'
+    computation too, freeze the modules when the model is built, as this project's trainer does. Modules that are frozen
+    for good are verified to be bit-equal at the end.
 
     Args:
         modules: regular expressions of whole module names. Name modules that hold weights, such as
@@ -78,7 +76,6 @@ class LayerFreezing(HookBase):
 
     def before_train(self):
         self.modules = match_modules(unwrap_ddp(self.trainer.model), self.patterns)
-        self.parameters = [p for module in self.modules.values() for p in module.parameters()]
         self.handle = self.trainer.optimizer.register_step_pre_hook(self._drop_gradients)
         if not self.until:
             self.fingerprints = {name: fingerprint(module) for name, module in self.modules.items()}
@@ -102,20 +99,16 @@ class LayerFreezing(HookBase):
     def _is_frozen(self) -> bool:
         return not self.until or self.trainer.iter < self.until
 
-    def _drop_gradients(self, optimizer: Optimizer, args, kwargs) -> None:
-        if self._is_frozen():
-            for parameter in self.parameters:
-                parameter.grad = None
+    def _drop_gradients(self, *args: Any) -> None:
+        for module in self.modules.values() if self._is_frozen() else ():
+            module.zero_grad(set_to_none=True)
 
 
 class GradientClipping(HookBase):
     """Scales the gradients of the whole model to at most one norm before the optimizer's step, and logs the norm.
 
-    Detectron2's own SOLVER.CLIP_GRADIENTS clips each parameter by itself. Register this hook after
-    :class:`LayerFreezing`, so that dropped gradients do not count.
-
-    Args:
-        max_norm: of all gradients together, after any loss scaling was undone.
+    Detectron2's own clips each parameter by itself. Register this hook after :class:`LayerFreezing`, so that dropped
+    gradients do not count. Loss scaling is undone before.
     """
 
     def __init__(self, max_norm: float, norm_type: float = 2.0):
@@ -137,16 +130,13 @@ class GradientClipping(HookBase):
         if self.handle:
             self.handle.remove()
 
-    def _clip(self, optimizer: Optimizer, args, kwargs) -> None:
+    def _clip(self, optimizer: Optimizer, *args: Any) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.norm = nn.utils.clip_grad_norm_(parameters, self.max_norm, self.norm_type)
 
 
 class SeedEachIteration(HookBase):
-    """Makes the model's own random choices a function of the seed, the iteration and the rank.
-
-    With it a resumed training samples the same proposals as one that was never interrupted.
-    """
+    """Makes the model's random choices follow from seed, iteration and rank: a resumed training repeats them."""
 
     def __init__(self, seed: int):
         self.seed = seed
@@ -156,10 +146,9 @@ class SeedEachIteration(HookBase):
 
 
 class SaveOnInterrupt(HookBase):
-    """On SIGINT or SIGTERM, finishes the iteration, saves a checkpoint and stops.
+    """On SIGINT or SIGTERM, finishes the iteration, saves a checkpoint and stops, on every rank alike.
 
-    A second signal stops at once, and so does the first one when the training is over and its model is being evaluated.
-    Every rank stops at the same iteration.
+    A second signal stops at once, and so does the first one while the trained model is being evaluated.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -183,9 +172,8 @@ class SaveOnInterrupt(HookBase):
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame) -> None:
-        if os.getpid() != self.process:
-            # A data loader's worker, which inherits this handler: Ctrl-C reaches it too, and the iteration needs it.
+    def _note(self, number: int, frame: Any) -> None:
+        if os.getpid() != self.process:  # a data loader's worker: Ctrl-C reaches it too, and the iteration needs it
             if number == signal.SIGTERM:
                 os._exit(0)
             return

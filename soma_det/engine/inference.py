@@ -62,10 +62,10 @@ def _backbone_in(backbone: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """The backbone under autocast; it hands on its features in fp32, in which boxes are pooled."""
     autocast = torch.autocast(next(backbone.parameters()).device.type, dtype=dtype)
 
-    def enter(*args) -> None:
+    def enter(*args: object) -> None:
         autocast.__enter__()
 
-    def leave(*args) -> None:
+    def leave(*args: object) -> None:
         autocast.__exit__(None, None, None)
 
     with backbone.register_forward_pre_hook(enter), backbone.register_forward_hook(leave, always_call=True):

@@ -24,11 +24,8 @@ def check_output_dir(cfg: CfgNode, resume: bool) -> None:
             "folder (OUTPUT_DIR path on the command line)."
         )
     saved = os.path.join(folder, "config.yaml")
-    if os.path.isfile(saved):
-        _require_same_model(cfg, saved)
-
-
-def _require_same_model(cfg: CfgNode, saved: str) -> None:
+    if not os.path.isfile(saved):
+        return
     with open(saved) as file:
         before = flatten(yaml.safe_load(file)["MODEL"])
     now = flatten(yaml.safe_load(cfg.dump())["MODEL"])

@@ -14,7 +14,7 @@ from soma_det.engine import load_model
 class Predictor:
     """Prepares an image as in testing, runs the model, and hands back its detections in the image's own pixels.
 
-    Stands in for Detectron2's DefaultPredictor, which builds the model itself and lets mismatched weights pass.
+    Detectron2's DefaultPredictor builds the model itself and lets mismatched weights pass.
     """
 
     def __init__(self, model: nn.Module, min_size: int, max_size: int, input_format: str):

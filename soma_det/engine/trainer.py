@@ -7,6 +7,7 @@ import re
 import weakref
 from collections import OrderedDict
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -49,8 +50,7 @@ class Trainer(DefaultTrainer):
 
     def run_step(self) -> None:
         """As Detectron2's; on CPUs attention is computed in the way that trains faster there."""
-        on_cpu = self.cfg.MODEL.DEVICE == "cpu"
-        with training_attention(self.model) if on_cpu else nullcontext():
+        with training_attention(self.model) if self.cfg.MODEL.DEVICE == "cpu" else nullcontext():
             super().run_step()
 
     @classmethod
@@ -65,16 +65,10 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
         """AdamW with the groups of :func:`~soma_det.solver.build.build_adamw`."""
-        return build_adamw(
-            model,
-            lr=cfg.SOLVER.BASE_LR,
-            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-            betas=cfg.SOLVER.BETAS,
-            vit=next(iter(find_vits(model).values()), None),
-            backbone_lr_multiplier=cfg.SOLVER.BACKBONE_LR_MULTIPLIER,
-            backbone_weight_decay_multiplier=cfg.SOLVER.BACKBONE_WEIGHT_DECAY_MULTIPLIER,
-            norm_weight_decay=cfg.SOLVER.WEIGHT_DECAY_NORM,
-        )
+        solver, vit = cfg.SOLVER, next(iter(find_vits(model).values()), None)
+        multipliers = solver.BACKBONE_LR_MULTIPLIER, solver.BACKBONE_WEIGHT_DECAY_MULTIPLIER
+        decays = solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM
+        return build_adamw(model, solver.BASE_LR, *decays, betas=solver.BETAS, vit=vit, vit_multipliers=multipliers)
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
@@ -84,13 +78,8 @@ class Trainer(DefaultTrainer):
         cfg.SOLVER.STEPS = [step for step in cfg.SOLVER.STEPS if step != cfg.SOLVER.MAX_ITER]
         return super().build_lr_scheduler(cfg, optimizer)
 
-    @classmethod
-    def build_train_loader(cls, cfg: CfgNode):
-        return build_train_loader(cfg)
-
-    @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        return build_test_loader(cfg, dataset_name)
+    build_train_loader = staticmethod(build_train_loader)
+    build_test_loader = staticmethod(build_test_loader)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
@@ -111,7 +100,7 @@ class Trainer(DefaultTrainer):
         self.data_loader.start_iteration = self.start_iter
 
     @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> OrderedDict:
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> OrderedDict:
         """Evaluate every test set, then write and log the summary across weathers.
 
         Adapters that can be merged are, for as long as it takes; the model comes back as it was.

@@ -5,14 +5,5 @@ from soma_det.modeling.backbone.timm_vit import TimmViT
 from soma_det.modeling.meta_arch.rcnn import AdaptedRCNN, AdaptedRetinaNet
 from soma_det.modeling.structure import build_structure
 
-__all__ = [
-    "AdaptedRCNN",
-    "AdaptedRetinaNet",
-    "MultiBlockPyramid",
-    "SimplePyramid",
-    "TimmViT",
-    "build_ibn_resnet_backbone",
-    "build_ibn_resnet_fpn_backbone",
-    "build_soma_vit_backbone",
-    "build_structure",
-]
+__all__ = ["AdaptedRCNN", "AdaptedRetinaNet", "MultiBlockPyramid", "SimplePyramid", "TimmViT", "build_structure"]
+__all__ += ["build_ibn_resnet_backbone", "build_ibn_resnet_fpn_backbone", "build_soma_vit_backbone"]

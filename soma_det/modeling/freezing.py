@@ -29,8 +29,7 @@ def match_modules(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Mod
 def freeze(modules: Iterable[nn.Module]) -> None:
     """Stop training these modules: no gradients, and evaluation mode."""
     for module in modules:
-        module.requires_grad_(False)
-        module.eval()
+        module.requires_grad_(False).eval()
 
 
 def freeze_from_config(model: nn.Module, cfg: CfgNode) -> None:

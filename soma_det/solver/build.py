@@ -12,31 +12,29 @@ def build_adamw(
     model: nn.Module,
     lr: float,
     weight_decay: float,
+    norm_weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.999),
     vit: nn.Module | None = None,
-    backbone_lr_multiplier: float = 0.5,
-    backbone_weight_decay_multiplier: float = 0.2,
-    norm_weight_decay: float = 0.0,
+    vit_multipliers: tuple[float, float] = (0.5, 0.2),
 ) -> Optimizer:
     """AdamW over the trainable parameters, in groups named backbone, backbone_norm, head and head_norm.
 
     Args:
-        vit: the part of the model whose learning rate and weight decay are multiplied, without the pyramid; None
-            where there is no such part.
-        norm_weight_decay: of normalization layers, wherever they are: torch's and their subclasses, such as timm's
-            LayerNorm2d. Detectron2's own LayerNorm is none of them.
+        norm_weight_decay: of torch's normalization layers and their subclasses, such as timm's LayerNorm2d, wherever
+            they are. Detectron2's own LayerNorm is none of them.
+        vit: the part of the model that has its own learning rate and weight decay, without the pyramid.
+        vit_multipliers: of these two.
 
     Raises:
         ValueError: nothing in the model is trainable.
 
     Source: the detection configs of the authors' repository, ysj9909/SoMA.
     """
-    backbone, in_vit = [], set()
+    in_vit = set(map(id, vit.parameters())) if vit is not None else set()
+    groups = _groups("head", model, lr, weight_decay, norm_weight_decay, leave_out=in_vit)
     if vit is not None:
-        in_vit = set(map(id, vit.parameters()))
-        rates = lr * backbone_lr_multiplier, weight_decay * backbone_weight_decay_multiplier
-        backbone = _groups("backbone", vit, *rates, norm_weight_decay)
-    groups = backbone + _groups("head", model, lr, weight_decay, norm_weight_decay, leave_out=in_vit)
+        rates = lr * vit_multipliers[0], weight_decay * vit_multipliers[1]
+        groups = _groups("backbone", vit, *rates, norm_weight_decay) + groups
     if not groups:
         raise ValueError("Nothing to train: every parameter of the model is frozen.")
     return AdamW(groups, lr=lr, betas=(betas[0], betas[1]), weight_decay=weight_decay)

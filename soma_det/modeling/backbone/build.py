@@ -1,7 +1,6 @@
 """The backbone that a Detectron2 config asks for: a ViT, frozen below, adapted above, under a feature pyramid."""
 
 import logging
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -14,7 +13,7 @@ from soma_det.config.checks import has_vit
 from soma_det.config.pixels import check_pixel_statistics
 from soma_det.modeling.backbone.pretrained import check_weights
 from soma_det.modeling.backbone.pyramid import MultiBlockPyramid, SimplePyramid
-from soma_det.modeling.backbone.timm_vit import TimmViT, count_parameters, create_timm_vit
+from soma_det.modeling.backbone.timm_vit import TimmModel, TimmViT, count_parameters, create_timm_vit
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +28,8 @@ def check_pretrained(cfg: CfgNode) -> None:
 def build_soma_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SimplePyramid | MultiBlockPyramid:
     """Load a pretrained timm ViT, freeze its first blocks, adapt the later ones, put a feature pyramid on top.
 
-    The order matters: the weights are loaded here and not through MODEL.WEIGHTS, because SoMA decomposes what it finds.
-    Where MODEL.WEIGHTS names a checkpoint of this project, which brings every weight of the adapted ViT, the pretrained
-    ones are not loaded first; nor are they on the device "meta", see :func:`soma_det.modeling.build_structure`.
+    The weights are loaded here, not through MODEL.WEIGHTS, because SoMA decomposes what it finds. Where MODEL.WEIGHTS
+    names a checkpoint, which brings every weight of the adapted ViT, they are not; nor on the device "meta".
     """
     check_pixel_statistics(cfg)
     vit_cfg = cfg.MODEL.VIT
@@ -47,7 +45,7 @@ def _weights_to_load(cfg: CfgNode) -> str:
     return "" if cfg.MODEL.WEIGHTS or torch.device(cfg.MODEL.DEVICE).type == "meta" else cfg.MODEL.VIT.WEIGHTS
 
 
-def _adapt(vit: Any, cfg: CfgNode) -> None:
+def _adapt(vit: TimmModel, cfg: CfgNode) -> None:
     """Adapt the blocks beyond the frozen ones, in place; afterwards only what the method trains requires gradients."""
     config = adapter_config(cfg)
     if not cfg.MODEL.VIT.WEIGHTS and not cfg.MODEL.WEIGHTS and config.name != "full":

@@ -18,12 +18,7 @@ IBN_STAGES = ("res2", "res3", "res4")
 
 
 class InstanceBatchNorm(nn.Module):
-    """Instance normalization of the first half of the channels, batch normalization of the second.
-
-    Args:
-        channels: of the input.
-        norm: of the second half, in Detectron2's words: "BN", "SyncBN", ...
-    """
+    """Instance normalization of the first half of the channels, ``norm`` ("BN", "SyncBN", ...) of the second."""
 
     def __init__(self, channels: int, norm: str):
         super().__init__()
@@ -46,11 +41,7 @@ class FullPrecisionFPN(FPN):
 
 @BACKBONE_REGISTRY.register()
 def build_ibn_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """Detectron2's ResNet of MODEL.RESNETS as an IBN-Net of type a.
-
-    Raises:
-        ValueError: MODEL.RESNETS.NORM is empty.
-    """
+    """Detectron2's ResNet of MODEL.RESNETS as an IBN-Net of type a; a ValueError where it has no NORM."""
     norm = cfg.MODEL.RESNETS.NORM
     if not norm:
         raise ValueError("MODEL.RESNETS.NORM is empty, and IBN-Net needs batch normalization: set it to BN or SyncBN.")

@@ -22,11 +22,7 @@ def check_weights(name: str, weights: str) -> None:
 
 
 def own_img_size(name: str, weights: str) -> list[int] | None:
-    """[H, W] in pixels that a file's position embeddings are for; None where it does not say.
-
-    Raises:
-        RuntimeError: the file is damaged.
-    """
+    """[H, W] in pixels that a file's position embeddings are for; None where it does not say."""
     if not weights.endswith(".safetensors"):
         return None
     try:

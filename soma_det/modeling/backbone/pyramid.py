@@ -89,7 +89,7 @@ class MultiBlockPyramid(Backbone):
         self._out_feature_channels = dict.fromkeys(self._out_features, out_channels)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(N, 3, H, W), multiples of size_divisibility -> {"p2": (N, C, H/4, W/4), ..., "p7": (N, C, H/128, W/128)}"""
+        """As SimplePyramid's."""
         levels = []
         for (level, scale), feature in zip(self._scales.items(), self.net(x).values(), strict=True):
             # Channels are reduced before resizing: a 1 x 1 convolution commutes with it, and is cheaper on a small map.
@@ -101,7 +101,6 @@ class MultiBlockPyramid(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """Pixels."""
         return STRIDES[-1]
 
 

@@ -22,23 +22,17 @@ logger = logging.getLogger(__name__)
 class TimmViT(Backbone):
     """The blocks of a timm ViT. Features are named block0, block1, ...; their stride is the patch size.
 
-    Attributes:
-        model: the timm model; its Transformer blocks are ``model.blocks``.
-        out_blocks: indices of the blocks whose outputs are handed on, in increasing order.
+    Args:
+        out_blocks: indices of the blocks whose outputs are handed on, in increasing order; -1 is the last.
+
+    Raises:
+        ValueError: a block does not exist, or the blocks are not in increasing order.
     """
 
     def __init__(self, model: TimmModel, out_blocks: Sequence[int]):
-        """
-        Args:
-            out_blocks: negative ones count from the last block.
-
-        Raises:
-            ValueError: a block does not exist, or the blocks are not in increasing order.
-        """
         super().__init__()
         depth = len(model.blocks)
-        absent = [block for block in out_blocks if not -depth <= block < depth]
-        if absent or not out_blocks:
+        if not out_blocks or not all(-depth <= block < depth for block in out_blocks):
             raise ValueError(f"MODEL.VIT.OUT_BLOCKS {list(out_blocks)}: this ViT has blocks 0..{depth - 1}.")
         self.model = model
         self.out_blocks = [block % depth for block in out_blocks]
@@ -53,8 +47,7 @@ class TimmViT(Backbone):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(N, 3, H, W), H and W multiples of the patch size -> {"block11": (N, C, H / patch, W / patch), ...}
 
-        No block below the first trainable parameter takes part in the backward pass, since neither the images nor
-        anything before it requires a gradient; nor is a block after the last one asked for computed at all.
+        No block below the first trainable parameter takes part in the backward pass; none after the last is computed.
         """
         maps = self.model.forward_intermediates(
             x, indices=self.out_blocks, stop_early=True, output_fmt="NCHW", intermediates_only=True
@@ -105,11 +98,7 @@ def count_parameters(module: nn.Module, trainable: bool = False) -> int:
 
 
 def _size_options(name: str) -> dict[str, bool]:
-    """What makes the model take images of any size.
-
-    Raises:
-        ValueError: nothing does, or it is not a ViT.
-    """
+    """What makes the model take images of any size; a ValueError where nothing does, or it is not a ViT."""
     with torch.device("meta"):  # its structure alone: takes no memory and draws no random numbers
         sketch = timm.create_model(name)
     if not hasattr(sketch, "blocks") or not hasattr(sketch, "forward_intermediates"):
@@ -132,9 +121,8 @@ def _build(name: str, weights: str, options: dict[str, Any]) -> TimmModel:
     except Exception as error:  # timm's constructors, huggingface_hub and torch each raise their own kinds
         if weights == "timm":
             raise RuntimeError(
-                f"The pretrained weights of {name} could not be loaded from timm's hub "
-                f"({type(error).__name__}: {error}). Without access to it, download them elsewhere and set "
-                "MODEL.VIT.WEIGHTS to the .safetensors or .pth file."
+                f"The pretrained weights of {name} could not be loaded from timm's hub ({error!r}). "
+                "Download them elsewhere and set MODEL.VIT.WEIGHTS to the .safetensors or .pth file."
             ) from error
         raise ValueError(
             f"MODEL.VIT.NAME {name!r}: timm cannot build it with {options} ({error!r}). {REMEDY}"
