@@ -202,9 +202,8 @@ def _describe_layers(
     config = next(iter(layers.values())).config
     blocks = find_blocks(model)
     adapted = [i for i, block in enumerate(blocks) if any(f"{name}.".startswith(f"{block}.") for name in layers)]
-    inside = {
-        name.removeprefix(f"{blocks[i]}.") for i in adapted for name in layers if name.startswith(f"{blocks[i]}.")
-    }
+    roots = [f"{blocks[i]}." for i in adapted] if blocks else [""]
+    inside = {name.removeprefix(root) for root in roots for name in layers if name.startswith(root)}
     targets = sorted(map(re.escape, inside)) if config.takes_targets else []
     return {
         "method": config.name,
