@@ -101,7 +101,8 @@ def test_adapting_changes_no_output_and_all_factors_get_a_gradient(name, config)
         move(model, [name for name in names if name.endswith(".b")])
     model.train()
     model(x).square().sum().backward()
-    silent = [name for name in names if model.get_parameter(name).grad is None or not model.get_parameter(name).grad.any()]
+    gradients = {name: model.get_parameter(name).grad for name in names}
+    silent = [name for name, gradient in gradients.items() if gradient is None or not gradient.any()]
     assert not silent
     assert all(p.grad is None for n, p in model.named_parameters() if n not in names)
 
@@ -198,7 +199,8 @@ def test_they_refuse_a_weight_that_the_attention_reads_and_take_the_other_layers
 def test_methods_that_wrap_blocks_refuse_models_that_are_no_plain_vit(config, name):
     model, _ = build(name)
     modules = list(model.modules())
-    with pytest.raises(ValueError, match=f"needs a plain ViT of timm, and {type(model).__name__} has no .*'soma' or 'lora'"):
+    message = f"needs a plain ViT of timm, and {type(model).__name__} has no .*'soma' or 'lora'"
+    with pytest.raises(ValueError, match=message):
         adapt(model, config)
     assert list(model.modules()) == modules
 
