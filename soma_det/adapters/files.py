@@ -121,16 +121,28 @@ def apply_adapter(model: nn.Module, tensors: Mapping[str, Tensor], metadata: Map
         changed = sorted(name.removesuffix(".a") for name in tensors if name.endswith(".a"))
         for name in changed:
             linear = get_linear(model, name)
-            a, b = (tensors[f"{name}.{part}"].to(linear.weight) for part in "ab")
+            # In half precision too, B A and -B0 A0 have to cancel before anything is rounded.
+            dtype = torch.promote_types(linear.weight.dtype, torch.float32)
+            a, b = (tensors[f"{name}.{part}"].to(linear.weight.device, dtype) for part in "ab")
             replace_module(model, name, LoraLinear.with_change(linear, a, b))
     elif metadata["method"] != "parameters":
+        require(
+            metadata["method"] in ADAPTERS,
+            f"The adapter is of the method {metadata['method']!r}, which is not known here ({sorted(ADAPTERS)} are): "
+            "import the module that registers it.",
+        )
         config = ADAPTERS[metadata["method"]](**json.loads(metadata["config"]))
         adapt(model, config, json.loads(metadata["blocks"]), json.loads(metadata["targets"]), initialize=False)
     model.requires_grad_(False)
+    own = dict(model.named_parameters())
     for name, tensor in tensors.items():
-        parameter = model.get_parameter(name)
-        parameter.data.copy_(tensor)
-        parameter.requires_grad_(True)
+        require(
+            name in own and own[name].shape == tensor.shape,
+            f"The adapter has {name} of shape {tuple(tensor.shape)}, which {type(model).__name__} has not: it is of "
+            "another architecture or of another input size.",
+        )
+        own[name].data.copy_(tensor)
+        own[name].requires_grad_(True)
     return list(tensors)
 
 
@@ -152,6 +164,8 @@ def base_sha256(base: nn.Module | Mapping[str, Tensor]) -> str:
 def low_rank_change(form: LowRankForm, weight: Tensor) -> tuple[Tensor, Tensor]:
     """A (parts, 2 rank, in) and B (parts, out / parts, 2 rank) with residual + B A = ``weight`` + the stacked B A.
 
+    The rank stays as it is where the residual is the weight.
+
     Args:
         weight: (out, in), the pretrained one.
 
@@ -159,6 +173,8 @@ def low_rank_change(form: LowRankForm, weight: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: the residual does not differ from the weight by a matrix of the form's rank.
     """
     start = (weight.double() - form.residual.double()).reshape(form.b.shape[0], -1, weight.shape[1])  # B0 A0 by parts
+    if not start.any():  # LoRA, which starts at the pretrained weight itself
+        return form.a.float(), form.b.float()
     q = _column_basis(start, form.a.shape[1])
     coefficients = q.mT @ start
     rest = (start - q @ coefficients).abs().max()
