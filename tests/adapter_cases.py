@@ -41,9 +41,9 @@ def method(case: str) -> str:
     return "moa" if case == "moa_lora" else case
 
 
-def plain_vit(name: str = "test_vit", **size) -> nn.Module:
+def plain_vit(name: str = "test_vit", pixels: int = 64, **size) -> nn.Module:
     """A ViT with random weights, the same after the same seed."""
-    return timm.create_model(name, num_classes=0, img_size=64, patch_size=16, dynamic_img_size=True, **size).eval()
+    return timm.create_model(name, num_classes=0, img_size=pixels, patch_size=16, dynamic_img_size=True, **size).eval()
 
 
 def config_of(case: str) -> AdapterConfig:

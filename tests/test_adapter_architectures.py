@@ -65,6 +65,8 @@ ARCHITECTURES = {
 }
 READ_DIRECTLY = ("eva02_fused", "swin_v2", "beit_v2")  # the attention reads the weight of qkv
 METHODS = pytest.mark.parametrize("config", [SomaConfig(rank=RANK), LoraConfig(rank=RANK)], ids=lambda c: c.name)
+# Of peft two: the others differ in their start alone.
+BY_MODULE = pytest.mark.parametrize("method", ["moa", *(("peft_lora", "dora") if HAS_PEFT else ())])
 ALL = pytest.mark.parametrize("name", ARCHITECTURES)
 
 
@@ -167,7 +169,7 @@ def test_a_saved_adapter_gives_the_same_output_on_the_plain_model(name, config, 
 
 
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in READ_DIRECTLY])
-@pytest.mark.parametrize("method", ["moa", *(sorted(PEFT) if HAS_PEFT else ())])
+@BY_MODULE
 def test_methods_that_put_modules_in_the_place_of_layers_work_where_layers_are_called(method, name):
     if method == "moa" and name == "convnext":
         pytest.skip("has no query, key and value")
@@ -181,7 +183,7 @@ def test_methods_that_put_modules_in_the_place_of_layers_work_where_layers_are_c
 
 
 @pytest.mark.parametrize("name", READ_DIRECTLY)
-@pytest.mark.parametrize("method", ["moa", *(sorted(PEFT) if HAS_PEFT else ())])
+@BY_MODULE
 def test_they_refuse_a_weight_that_the_attention_reads_and_take_the_other_layers(method, name):
     model, x = build(name)
     modules = list(model.modules())

@@ -126,21 +126,15 @@ def apply_adapter(model: nn.Module, tensors: Mapping[str, Tensor], metadata: Map
             a, b = (tensors[f"{name}.{part}"].to(linear.weight.device, dtype) for part in "ab")
             replace_module(model, name, LoraLinear.with_change(linear, a, b))
     elif metadata["method"] != "parameters":
-        require(
-            metadata["method"] in ADAPTERS,
-            f"The adapter is of the method {metadata['method']!r}, which is not known here ({sorted(ADAPTERS)} are): "
-            "import the module that registers it.",
-        )
-        config = ADAPTERS[metadata["method"]](**json.loads(metadata["config"]))
+        method = metadata["method"]
+        require(method in ADAPTERS, f"The adapter's method {method!r} is unknown: import the module that registers it.")
+        config = ADAPTERS[method](**json.loads(metadata["config"]))
         adapt(model, config, json.loads(metadata["blocks"]), json.loads(metadata["targets"]), initialize=False)
     model.requires_grad_(False)
     own = dict(model.named_parameters())
     for name, tensor in tensors.items():
-        require(
-            name in own and own[name].shape == tensor.shape,
-            f"The adapter has {name} of shape {tuple(tensor.shape)}, which {type(model).__name__} has not: it is of "
-            "another architecture or of another input size.",
-        )
+        fits = name in own and own[name].shape == tensor.shape
+        require(fits, f"The adapter's {name} does not fit: it is of another architecture or of another input size.")
         own[name].data.copy_(tensor)
         own[name].requires_grad_(True)
     return list(tensors)
@@ -164,8 +158,6 @@ def base_sha256(base: nn.Module | Mapping[str, Tensor]) -> str:
 def low_rank_change(form: LowRankForm, weight: Tensor) -> tuple[Tensor, Tensor]:
     """A (parts, 2 rank, in) and B (parts, out / parts, 2 rank) with residual + B A = ``weight`` + the stacked B A.
 
-    The rank stays as it is where the residual is the weight.
-
     Args:
         weight: (out, in), the pretrained one.
 
@@ -173,7 +165,7 @@ def low_rank_change(form: LowRankForm, weight: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: the residual does not differ from the weight by a matrix of the form's rank.
     """
     start = (weight.double() - form.residual.double()).reshape(form.b.shape[0], -1, weight.shape[1])  # B0 A0 by parts
-    if not start.any():  # LoRA, which starts at the pretrained weight itself
+    if not start.any():  # LoRA, which starts at the pretrained weight itself: the rank stays as it is
         return form.a.float(), form.b.float()
     q = _column_basis(start, form.a.shape[1])
     coefficients = q.mT @ start
