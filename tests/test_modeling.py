@@ -134,7 +134,8 @@ def test_building_a_structure_draws_no_random_numbers():
 
 
 def test_with_a_checkpoint_the_pretrained_weights_are_not_read():
-    build("MODEL.VIT.WEIGHTS", "missing.pth", "MODEL.WEIGHTS", "model_final.pth")
+    backbone = build("MODEL.VIT.WEIGHTS", "missing.pth", "MODEL.WEIGHTS", "model_final.pth")
+    assert not backbone.net.model.blocks[3].attn.qkv.a.any()  # nothing was decomposed: the checkpoint brings A and B
 
 
 def test_no_gradient_work_is_spent_below_the_first_trainable_parameter():
