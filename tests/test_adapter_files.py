@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from adapter_cases import FROZEN, HAS_PEFT, PEFT, adapt, cases, plain_vit, train_steps
 from safetensors import safe_open
@@ -379,3 +380,13 @@ def test_adapters_need_torch_and_timm_alone(tmp_path):
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert set(done.stdout.split()) == PEFT | {"Trainer"}
+
+
+@pytest.mark.skipif(not HAS_PEFT, reason="needs peft")
+def test_a_weight_that_the_attention_reads_directly_is_not_exported_to_peft(tmp_path):
+    base = timm.create_model("swinv2_tiny_window8_256", num_classes=0, depths=(1, 1, 1, 1))
+    model = copy.deepcopy(base)
+    adapters.adapt(model, adapters.SomaConfig(rank=2))
+    save_adapter(model, tmp_path / "a.safetensors", base)
+    with pytest.raises(ValueError, match="the attention reads directly"):
+        export_to_peft(tmp_path / "a.safetensors", tmp_path / "peft")

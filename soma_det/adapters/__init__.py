@@ -1,11 +1,4 @@
-"""Parameter-efficient fine-tuning of vision models, SoMA among other methods; needs torch and timm only.
-
-vit = timm.create_model("vit_base_patch14_dinov2", pretrained=True)
-adapt(vit, SomaConfig(rank=16), blocks=range(4, 12))
-...  # train: only what the method trains requires gradients
-save_adapter(vit, "adapter.safetensors", base)
-merge(vit)  # the plain model again
-"""
+"""Parameter-efficient fine-tuning of vision models, SoMA among other methods; needs torch and timm only."""
 
 from soma_det.adapters.adaptformer import AdaptFormerConfig
 from soma_det.adapters.base import ADAPTERS, AdapterConfig, AdapterLayer, describe_adapters

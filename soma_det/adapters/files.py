@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from soma_det.adapters.base import ADAPTERS, AdapterLayer, LowRankForm, require
 from soma_det.adapters.lora import LoraLinear
 from soma_det.adapters.model import adapt, find_adapter_layers
-from soma_det.adapters.selection import find_blocks, get_linear, replace_module
+from soma_det.adapters.selection import find_blocks, get_linear, is_read_directly, replace_module
 
 FORMAT = "soma_det.adapter.1"
 OVERSAMPLING = 8  # more random directions than the rank
@@ -218,6 +218,7 @@ def _describe_layers(
         "config": json.dumps(asdict(config)),
         "blocks": json.dumps(adapted if blocks else None),
         "targets": json.dumps(targets),
+        "read_directly": json.dumps([name for name in layers if is_read_directly(model, name)]),
     }
 
 

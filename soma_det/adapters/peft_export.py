@@ -32,6 +32,8 @@ def export_to_peft(path: str | os.PathLike, folder: str | os.PathLike) -> None:
         metadata["kind"] == "low_rank",
         f"{path} is an adapter of the method {metadata['method']!r}, which is not LoRA in form: peft cannot load it.",
     )
+    bypassed = json.loads(metadata["read_directly"])
+    require(not bypassed, f"{path} changes {bypassed}, which the attention reads directly: peft would change nothing.")
     layers = sorted(name.removesuffix(".a") for name in tensors if name.endswith(".a"))
     ranks = {name: tensors[f"{name}.a"].shape[0] * tensors[f"{name}.a"].shape[1] for name in layers}
     biases = {name: t for name, t in tensors.items() if not name.endswith((".a", ".b"))}

@@ -116,6 +116,11 @@ def check_ranks(model: nn.Module, layers: Sequence[str], rank: int) -> None:
         check_rank(rank, (weight.shape[0] // stacked_parts(model, name), weight.shape[1]))
 
 
+def is_read_directly(model: nn.Module, name: str) -> bool:
+    """Whether the attention reads this layer's weight without calling it: a fused qkv with separate biases."""
+    return name.endswith(".qkv") and getattr(model.get_submodule(name.rpartition(".")[0]), "q_bias", None) is not None
+
+
 def require_called(model: nn.Module, layers: Sequence[str], method: str) -> None:
     """Refuse layers whose weight the attention reads without calling them: a module in their place would be bypassed.
 
@@ -123,8 +128,7 @@ def require_called(model: nn.Module, layers: Sequence[str], method: str) -> None
         ValueError: an attention with a fused qkv and separate biases (EVA, BEiT, Swin V2) is among the layers.
     """
     for name in layers:
-        attention = model.get_submodule(name.rpartition(".")[0])
-        if name.endswith(".qkv") and getattr(attention, "q_bias", None) is not None:
+        if is_read_directly(model, name):
             raise ValueError(
                 f"{method} cannot adapt {name}: this attention reads its weight directly. Leave qkv out of the targets "
                 "(MODEL.ADAPTER.TARGETS), or choose 'soma' or 'lora', which compose the weight."
