@@ -1,5 +1,6 @@
 import logging
 import os
+import signal
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ def pytest_configure(config):
 @pytest.fixture(autouse=True)
 def _same_start():
     torch.manual_seed(0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts a job in the background without it
     for name in ("soma_det", "detectron2"):  # a tool that ran in this process has set up its own log
         logger = logging.getLogger(name)
         logger.propagate, logger.handlers = True, []

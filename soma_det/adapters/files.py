@@ -14,7 +14,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -94,7 +94,9 @@ def describe_adapter(
     """What :func:`save_adapter` writes; with ``allow_frozen`` no tensors where nothing trains."""
     weights = base.state_dict() if isinstance(base, nn.Module) else base
     layers = find_adapter_layers(model)
-    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    # A part that was frozen again after it had trained belongs to the adapter as well.
+    changed = _changed_inside(model, layers, weights)
+    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad or name in changed}
     require(
         bool(trained) or allow_frozen, "Nothing of the model trains, so there is no adapter to save: adapt it first."
     )
@@ -201,7 +203,8 @@ def _low_rank_tensors(
         tensors[f"{name}.a"], tensors[f"{name}.b"] = low_rank_change(form, weights[f"{name}.weight"].to(form.residual))
     # What else trains has the name that it has in the plain model: biases, mostly.
     plain = {name.replace(PEFT_BASE, ""): tensor for name, tensor in trained.items()}
-    return tensors | {name: tensor for name, tensor in plain.items() if name in weights}
+    others = plain.keys() & weights.keys() - {f"{name}.weight" for name in forms}
+    return tensors | {name: plain[name] for name in plain if name in others}
 
 
 def _describe_layers(
@@ -220,6 +223,19 @@ def _describe_layers(
         "targets": json.dumps(targets),
         "read_directly": json.dumps([name for name in layers if is_read_directly(model, name)]),
     }
+
+
+def _changed_inside(model: nn.Module, layers: Iterable[str], weights: Mapping[str, Tensor]) -> set[str]:
+    """Names of the parameters of these layers that the base does not have, or has with other values."""
+    changed = set()
+    for name in (f"{layer}.{inner}" for layer in layers for inner, _ in model.get_submodule(layer).named_parameters()):
+        parts = name.split(".")
+        # A layer that wraps another one adds a word to the names of what it wraps.
+        names = [name, *(".".join(parts[:i] + parts[i + 1 :]) for i in range(len(parts)))]
+        known = next((weights[plain] for plain in names if plain in weights), None)
+        if known is None or not torch.equal(known.to(model.get_parameter(name)), model.get_parameter(name)):
+            changed.add(name)
+    return changed
 
 
 def _name_of(base: nn.Module | Mapping[str, Tensor]) -> str:

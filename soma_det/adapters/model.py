@@ -93,6 +93,7 @@ def merge(model: nn.Module) -> list[str]:
             layer.merged()  # raises
     for name, layer in layers.items():
         replace_module(model, name, layer.merged())
+    model.__dict__.pop("peft_config", None)  # which peft's injection has left there
     return list(layers)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from soma_det.adapters.base import AdapterConfig, AdapterLayer, Blocks, register, require
-from soma_det.adapters.selection import describe_plain_vit, wrap_blocks
+from soma_det.adapters.selection import describe_plain_vit, select_blocks, wrap_blocks
 
 
 @register
@@ -35,6 +35,9 @@ class VptConfig(AdapterConfig):
 
     def inject(self, model: nn.Module, blocks: Blocks, targets: Sequence[str], initialize: bool) -> list[str]:
         dim, prefix, patch = describe_plain_vit(model, "Visual prompt tuning")
+        for name in select_blocks(model, blocks):
+            table = getattr(model.get_submodule(name).attn, "relative_position_bias_table", None)
+            require(table is None, f"vpt cannot adapt {name}: its table of relative positions has no place for prompts.")
         bound = math.sqrt(6 / (3 * patch**2 + dim))
         names = wrap_blocks(model, blocks, lambda block: PromptedBlock(block, self, dim, prefix, bound))
         return [f"{name}.prompt" for name in names]
