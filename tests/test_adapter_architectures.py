@@ -13,6 +13,7 @@ from soma_det.adapters import (
     ADAPTERS,
     AdaptFormerConfig,
     BiasesConfig,
+    DoraConfig,
     FullConfig,
     LoraConfig,
     MoaConfig,
@@ -124,6 +125,22 @@ def test_layers_parts_and_parameters_are_those_counted_by_hand(name, config):
         expected += 0 if linear.bias is None else linear.out_features
     assert sum(model.get_parameter(n).numel() for n in names) == expected
     assert {n for n, p in model.named_parameters() if p.requires_grad} == set(names)
+
+
+def test_prompts_are_refused_where_a_table_of_relative_positions_has_no_room_for_them():
+    model, _ = build("beit_v2")
+    with pytest.raises(ValueError, match=r"vpt cannot adapt blocks\.0: its relative positions"):
+        adapt(model, VptConfig())
+    assert not find_adapter_layers(model)
+
+
+@pytest.mark.skipif(not HAS_PEFT, reason="needs peft")
+def test_merging_leaves_nothing_of_peft_on_the_model():
+    model, _ = build("plain")
+    attributes = set(vars(model))
+    adapt(model, DoraConfig(rank=RANK))
+    merge(model)
+    assert set(vars(model)) == attributes
 
 
 @ALL

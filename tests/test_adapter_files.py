@@ -73,6 +73,16 @@ def test_every_method_computes_the_same_after_loading_and_can_train_on(case, pat
     assert {name for name, tensor in loaded.state_dict().items() if not torch.equal(tensor, before[name])} == set(names)
 
 
+@pytest.mark.parametrize("case", [case for case in TRAINED if case not in ("full", "biases")])
+def test_what_was_frozen_again_after_training_is_saved_too(case, path):
+    vit, x = trained_vit(case), torch.randn(2, 3, 64, 64)
+    vit.blocks[-1].requires_grad_(False)
+    save_adapter(vit, path, base())
+    loaded = base()
+    load_adapter(loaded, path)
+    assert relative_error(loaded(x), vit(x)) < 1e-5
+
+
 @pytest.mark.parametrize("case", TRAINED)
 def test_a_loaded_adapter_can_be_saved_again_and_its_file_does_not_grow(case, path):
     vit, x = trained_vit(case), torch.randn(2, 3, 64, 64)

@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from soma_det.config import REMOVED, add_soma_config, check_device, setup_cfg
 from soma_det.modeling import AdaptedRCNN, build_structure
 from soma_det.modeling.backbone.timm_vit import count_parameters
-from soma_det.utils.vit_weights import make_metadata
 
 ROOT = Path(__file__).parents[1]
 BASE = str(ROOT / "configs" / "Base-SoMA.yaml")
@@ -129,7 +128,7 @@ def test_the_shipped_weights_say_how_images_were_normalized():
 
 def file_options(path, **statistics):
     """KEY VALUE words for a file of weights that notes pixel statistics, or none."""
-    noted = make_metadata((64, 64), statistics["mean"], statistics["std"]) if statistics else None
+    noted = {f"pixel_{key}": str(value) for key, value in statistics.items()}
     save_file({"x": torch.zeros(1)}, str(path), metadata=noted)
     return ["MODEL.VIT.NAME", "vit_tiny_patch16_224", "MODEL.VIT.WEIGHTS", str(path)]
 

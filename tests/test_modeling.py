@@ -14,7 +14,6 @@ from soma_det.config import setup_cfg
 from soma_det.modeling import TimmViT, build_structure
 from soma_det.modeling.backbone.timm_vit import count_parameters, create_timm_vit
 from soma_det.modeling.freezing import fingerprint, freeze, match_modules
-from soma_det.utils.vit_weights import make_metadata
 
 TINY = [
     "MODEL.VIT.NAME",
@@ -255,7 +254,7 @@ def test_position_embeddings_of_an_oblong_image_keep_their_rows(tmp_path):
     with torch.no_grad():  # brighter to the right and nothing else
         oblong.pos_embed[:, -16:] = torch.arange(8.0).repeat(2)[None, :, None]
     path = str(tmp_path / "vit.safetensors")
-    save_file(oblong.state_dict(), path, metadata=make_metadata((32, 128), (0, 0, 0), (1, 1, 1)))
+    save_file(oblong.state_dict(), path, metadata={"img_size": "[32, 128]"})
     assert torch.equal(create_timm_vit("test_vit", path, 16, (32, 128)).pos_embed, oblong.pos_embed)
     rows = create_timm_vit("test_vit", path, 16, (64, 128)).pos_embed[0, -32:, 0].view(4, 8)
     torch.testing.assert_close(rows, torch.arange(8.0).expand(4, -1))

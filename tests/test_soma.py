@@ -300,6 +300,13 @@ def test_a_vit_in_half_precision_can_be_adapted_trained_and_merged_and_keeps_its
         assert torch.equal(weight, pretrained[name]), name
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("before, after", [(torch.float32, torch.float16), (torch.float16, torch.float16)])
+def test_a_layer_that_was_converted_after_adapting_is_merged_in_its_new_precision(bias, before, after):
+    layer = SomaLinear(nn.Linear(12, 8, bias=bias).to(before), 2).to(after)
+    assert {p.dtype for p in layer.merged().parameters()} == {after}
+
+
 def test_merging_in_half_precision_rounds_the_residual_and_the_components_as_one():
     layer = SomaLinear(nn.Linear(12, 8).to(torch.bfloat16), 2)
     nn.init.normal_(layer.b)

@@ -52,7 +52,7 @@ class ComposedLinear(AdapterLayer, nn.Linear):
     def merged(self) -> nn.Linear:
         """The plain layer that computes the same."""
         linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
-        # A and B may have been in a higher precision from the start; a conversion of the model changes them and the bias.
+        # A and B may have been in a higher precision from the start; a later conversion changes them and the bias.
         lower = min(self.weight_dtype, self.residual.dtype, key=lambda dtype: dtype.itemsize)
         dtype = lower if self.bias is None else self.bias.dtype
         linear.weight = nn.Parameter(self.weight.detach().to(dtype, copy=True), requires_grad=False)

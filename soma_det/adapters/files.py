@@ -94,8 +94,7 @@ def describe_adapter(
     """What :func:`save_adapter` writes; with ``allow_frozen`` no tensors where nothing trains."""
     weights = base.state_dict() if isinstance(base, nn.Module) else base
     layers = find_adapter_layers(model)
-    # A part that was frozen again after it had trained belongs to the adapter as well.
-    changed = _changed_inside(model, layers, weights)
+    changed = _changed_inside(model, layers, weights)  # also where it was frozen again after it had trained
     trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad or name in changed}
     require(
         bool(trained) or allow_frozen, "Nothing of the model trains, so there is no adapter to save: adapt it first."
@@ -203,8 +202,7 @@ def _low_rank_tensors(
         tensors[f"{name}.a"], tensors[f"{name}.b"] = low_rank_change(form, weights[f"{name}.weight"].to(form.residual))
     # What else trains has the name that it has in the plain model: biases, mostly.
     plain = {name.replace(PEFT_BASE, ""): tensor for name, tensor in trained.items()}
-    others = plain.keys() & weights.keys() - {f"{name}.weight" for name in forms}
-    return tensors | {name: plain[name] for name in plain if name in others}
+    return tensors | {n: t for n, t in plain.items() if n in weights and n.removesuffix(".weight") not in forms}
 
 
 def _describe_layers(

@@ -37,7 +37,7 @@ class VptConfig(AdapterConfig):
         dim, prefix, patch = describe_plain_vit(model, "Visual prompt tuning")
         for name in select_blocks(model, blocks):
             table = getattr(model.get_submodule(name).attn, "relative_position_bias_table", None)
-            require(table is None, f"vpt cannot adapt {name}: its table of relative positions has no place for prompts.")
+            require(table is None, f"vpt cannot adapt {name}: its relative positions have no room for prompts.")
         bound = math.sqrt(6 / (3 * patch**2 + dim))
         names = wrap_blocks(model, blocks, lambda block: PromptedBlock(block, self, dim, prefix, bound))
         return [f"{name}.prompt" for name in names]

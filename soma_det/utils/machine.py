@@ -2,7 +2,6 @@
 
 import os
 import platform
-import signal
 from pathlib import Path
 
 import cv2
@@ -17,11 +16,9 @@ def count_cores() -> int:
 def cpu_name() -> str:
     """Maker and model of the CPU where the system tells, else its architecture."""
     information = Path("/proc/cpuinfo")
-    if not information.is_file():
-        return platform.processor() or platform.machine()
-    lines = information.read_text(encoding="utf-8").splitlines()
+    lines = information.read_text(encoding="utf-8").splitlines() if information.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def has_amx() -> bool:
@@ -32,9 +29,3 @@ def has_amx() -> bool:
 def use_one_core(_worker: int = 0) -> None:
     """For a process that is one of many; besides, OpenCV's threads may not survive a fork."""
     cv2.setNumThreads(0)
-
-
-def init_worker(_worker: int = 0) -> None:
-    """For a process that works for another: Ctrl-C reaches it too, but only the other decides when to stop."""
-    use_one_core()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,7 +1,6 @@
 """What a .safetensors file of ViT weights says of itself, in its metadata: JSON lists under these keys."""
 
 import json
-from collections.abc import Sequence
 
 from safetensors import SafetensorError, safe_open
 
@@ -24,9 +23,3 @@ def read_metadata(path: str) -> dict[str, list]:
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or not a .safetensors file: {error}") from error
     return {key: json.loads(metadata[key]) for key in KEYS if key in metadata}
-
-
-def make_metadata(img_size: Sequence[int], pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> dict[str, str]:
-    """What safetensors.torch.save takes as ``metadata``."""
-    values = zip(KEYS, (img_size, pixel_mean, pixel_std))
-    return {"format": "pt"} | {key: json.dumps(list(value)) for key, value in values}

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from soma_det.utils.machine import count_cores, init_worker
+from soma_det.utils.machine import count_cores
+from synthdrive.workers import init_worker
 
 logger = logging.getLogger(__name__)
 

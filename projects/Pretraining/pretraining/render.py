@@ -10,9 +10,10 @@ import numpy as np
 
 from pretraining.images import MOMENTS, WEATHER_FOLDER
 from soma_det.utils.files import write_bytes
-from soma_det.utils.machine import count_cores, init_worker
+from soma_det.utils.machine import count_cores
 from synthdrive.generate import DOMAINS
 from synthdrive.scene import render_departures, render_scene
+from synthdrive.workers import init_worker
 from weather_formation import apply_weather
 
 _QUALITY = 92

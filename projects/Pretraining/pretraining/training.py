@@ -1,5 +1,6 @@
 """The pretraining loop. It can be stopped by time or signal; on a CPU a resumed run equals one that never stopped."""
 
+import json
 import logging
 import math
 import signal
@@ -16,7 +17,7 @@ from torch import nn
 from pretraining.encoder import PIXEL_MEAN, PIXEL_STD, CropEncoder
 from pretraining.images import Batch, ImageStream
 from soma_det.utils.files import atomic_path, write_bytes
-from soma_det.utils.vit_weights import make_metadata
+from soma_det.utils.vit_weights import KEYS
 
 logger = logging.getLogger(__name__)
 
@@ -204,8 +205,9 @@ def export_weights(vit: nn.Module, path: str | Path) -> None:
     square, and how images were normalized.
     """
     weights = {name: tensor.detach().half().cpu().contiguous() for name, tensor in vit.state_dict().items()}
-    metadata = make_metadata(vit.patch_embed.img_size, PIXEL_MEAN, PIXEL_STD)
-    write_bytes(path, save(weights, metadata=metadata))
+    noted = zip(KEYS, (vit.patch_embed.img_size, PIXEL_MEAN, PIXEL_STD), strict=True)
+    metadata = {key: json.dumps(list(value)) for key, value in noted}
+    write_bytes(path, save(weights, metadata={"format": "pt", **metadata}))
 
 
 @contextmanager

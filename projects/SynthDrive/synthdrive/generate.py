@@ -12,9 +12,10 @@ import cv2
 import numpy as np
 
 from soma_det.utils.files import write_bytes
-from soma_det.utils.machine import count_cores, init_worker
+from soma_det.utils.machine import count_cores
 from synthdrive.scene import Scene, render_scene
 from synthdrive.voc import annotation_xml, write_list
+from synthdrive.workers import init_worker
 from weather_formation import apply_weather
 
 logger = logging.getLogger(__name__)
