@@ -23,6 +23,7 @@ OPTIONS: dict[str, dict] = {
     "pissa": {"rank": 4},
     "olora": {"rank": 4},
     "mica": {"rank": 4},
+    "osf": {},
     "moa": {},
     "moa_lora": {"experts": "lora"},
     "rein": {"tokens": 10, "rank": 4},

@@ -57,6 +57,8 @@ COUNTS = {
     "pissa": 4 * (4 * (256 + 128 + 256 + 256) + 512),
     "olora": 4 * (4 * (256 + 128 + 256 + 256) + 512),
     "mica": 4 * (4 * (64 + 64 + 64 + 192) + 512),  # A alone
+    # half of the components of q, k, v, proj, fc1 and fc2: U, S and V
+    "osf": 4 * (4 * (32 * 128 + 32) + 2 * (32 * 256 + 32) + 512),
     # experts, router (projection with bias, experts, temperature), bias of the layer; shared factors
     "moa": 2 * (15 * (64 + 192) + 256 * 64 + 256 + 256 * 4 + 1 + 192) + 2 * 64 * 64,
     "moa_lora": 2 * (15 * (64 + 192) + 256 * 64 + 256 + 256 * 4 + 1),

@@ -7,6 +7,7 @@ from soma_det.adapters.files import load_adapter, save_adapter
 from soma_det.adapters.lora import LoraConfig, LoraLinear
 from soma_det.adapters.moa import MoaConfig
 from soma_det.adapters.model import adapt, find_adapter_layers, is_mergeable, merge, pop_auxiliary_losses
+from soma_det.adapters.osf import OsfConfig
 from soma_det.adapters.peft_export import export_to_peft
 from soma_det.adapters.peft_methods import DoraConfig, MicaConfig, OloraConfig, PeftLoraConfig, PissaConfig
 from soma_det.adapters.plain import BiasesConfig, FrozenConfig, FullConfig
@@ -28,6 +29,7 @@ __all__ = [
     "MicaConfig",
     "MoaConfig",
     "OloraConfig",
+    "OsfConfig",
     "PeftLoraConfig",
     "PissaConfig",
     "ReinConfig",

@@ -33,21 +33,25 @@ class ComposedLinear(AdapterLayer, nn.Linear):
         self.bias = linear.bias
         self.weight_dtype = linear.weight.dtype  # A and B may be kept in a higher precision
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A and B of the weight residual + B A, of which gradients reach what is stored."""
+        return self.a, self.b
+
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """residual + B A, (out, in), in their own precision; differentiable in A and B."""
         device = self.residual.device.type
         with torch.autocast(device, enabled=False) if _has_autocast(device) else nullcontext():
-            return compose(self.residual, self.a, self.b)
+            return compose(self.residual, *self.factors())
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)"""
         device = x.device.type
         if not _has_autocast(device):
-            return _ComposedLinear.apply(x, self.residual, self.a, self.b, self.bias)
+            return _ComposedLinear.apply(x, self.residual, *self.factors(), self.bias)
         dtype = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
-            return _ComposedLinear.apply(x.to(dtype), self.residual, self.a, self.b, self.bias)
+            return _ComposedLinear.apply(x.to(dtype), self.residual, *self.factors(), self.bias)
 
     def merged(self) -> nn.Linear:
         """The plain layer that computes the same."""
@@ -61,7 +65,8 @@ class ComposedLinear(AdapterLayer, nn.Linear):
 
     def low_rank_form(self) -> LowRankForm:
         """Residual, A and B, detached."""
-        return LowRankForm(self.residual.detach(), self.a.detach(), self.b.detach())
+        a, b = self.factors()
+        return LowRankForm(self.residual.detach(), a.detach(), b.detach())
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rank={self.rank}, parts={self.parts}"

@@ -57,6 +57,7 @@ def _add_model(cfg: CN) -> None:
     adapter.SOMA.COMPONENTS = "minor"  # "minor" (SoMA), or the paper's ablations "major", "random"
     # "decompose_first", for ablation: decompose random weights, then load the pretrained ones over the residual.
     adapter.SOMA.ORDER = "load_first"
+    adapter.OSF = CN({"KEPT": 0.5})  # share of the singular components of each weight that stays frozen
     adapter.MOA = CN()
     adapter.MOA.EXPERTS = "kronecker"  # or "lora"
     adapter.MOA.RANKS = [1, 2, 4, 8]  # one expert for each
