@@ -13,6 +13,7 @@ VIT_BACKBONE = "build_soma_vit_backbone"
 CHOICES = {
     "SOLVER.AMP.DTYPE": ("float16", "bfloat16"),
     "SOLVER.AMP.CPU": ("auto", "off"),
+    "SOLVER.WEIGHT_AVERAGE.METHOD": ("none", "ema", "swa"),
     "INPUT.FORMAT": ("RGB", "BGR"),
 }
 

@@ -94,6 +94,10 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.AMP.DTYPE = "float16"  # or "bfloat16", which CPUs have too; with SOLVER.AMP.ENABLED, TEST.AMP.ENABLED
     cfg.SOLVER.AMP.CPU = "auto"  # train in bfloat16 where the CPU has AMX, also without SOLVER.AMP.ENABLED; or "off"
 
+    # The average of the trained weights over iterations in place of the last ones: "ema", "swa" or "none". DECAY is of
+    # "ema"; START, a share of the iterations, is where averaging starts.
+    cfg.SOLVER.WEIGHT_AVERAGE = CN({"METHOD": "none", "DECAY": 0.99, "START": 0.0})
+
     freezing = cfg.SOLVER.FREEZING = CN()
     freezing.MODULES = []  # regular expressions of module names to freeze besides the ViT's leading blocks
     freezing.UNTIL = 0  # iteration at which they thaw; 0: never

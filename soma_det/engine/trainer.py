@@ -26,6 +26,7 @@ from soma_det.config.checks import has_vit
 from soma_det.data.build import build_test_loader, build_train_loader
 from soma_det.engine import hooks
 from soma_det.engine.amp import mixed_precision_trainer, training_dtype
+from soma_det.engine.averaging import WeightAveraging
 from soma_det.engine.cpu import training_attention
 from soma_det.engine.inference import prepared_for_inference
 from soma_det.evaluation import build_evaluator, report
@@ -144,6 +145,9 @@ def _recipe_hooks(cfg: CfgNode, model: nn.Module, seed: int) -> list[HookBase]:
         recipe.append(hooks.GradientClipping(solver.CLIP_GRADIENTS.CLIP_VALUE, solver.CLIP_GRADIENTS.NORM_TYPE))
     if solver.WEIGHT_DECAY_ANNEALING.ENABLED:
         recipe.append(hooks.WeightDecayAnnealing(solver.WEIGHT_DECAY_ANNEALING.FINAL))
+    if solver.WEIGHT_AVERAGE.METHOD != "none":
+        average = solver.WEIGHT_AVERAGE
+        recipe.append(WeightAveraging(average.METHOD, average.DECAY, average.START))
     return recipe
 
 
