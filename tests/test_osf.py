@@ -46,7 +46,7 @@ def test_after_three_steps_the_outputs_are_those_of_pefts_osf(target):
     import peft
 
     torch.manual_seed(0)
-    ours, theirs = plain_vit(), None
+    ours = plain_vit()
     theirs = copy.deepcopy(ours)
     adapt(ours, OsfConfig(train_bias=False), blocks=[5], targets=[target.replace(".", r"\.")])
     theirs.requires_grad_(False)
@@ -54,11 +54,11 @@ def test_after_three_steps_the_outputs_are_those_of_pefts_osf(target):
     x, direction, outputs = torch.randn(2, 3, 64, 64), torch.randn(2, 64), []
     for vit in (ours, theirs):
         start = vit(x).detach()
-        optimizer = torch.optim.SGD([p for p in vit.parameters() if p.requires_grad], lr=1e-2)
+        optimizer = torch.optim.SGD([p for p in vit.parameters() if p.requires_grad], lr=1)
         for _ in range(3):
             optimizer.zero_grad()
             (vit(x) * direction).sum().backward()
             optimizer.step()
-        assert (vit(x) - start).abs().max() > 1e-4
+        assert (vit(x) - start).abs().max() > 1e-3
         outputs.append(vit(x))
     torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
