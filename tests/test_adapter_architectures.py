@@ -134,6 +134,15 @@ def test_prompts_are_refused_where_a_table_of_relative_positions_has_no_room_for
     assert not find_adapter_layers(model)
 
 
+def test_prompts_go_into_blocks_with_several_attentions_side_by_side():
+    model = timm.create_model("vit_small_patch16_18x2_224", num_classes=0, img_size=32, **SMALL).eval()
+    x = torch.randn(2, 3, 32, 32)
+    before = model(x)
+    names = adapt(model, VptConfig(tokens=3))
+    model(x).square().sum().backward()
+    assert model(x).shape == before.shape and all(model.get_parameter(name).grad.any() for name in names)
+
+
 @pytest.mark.skipif(not HAS_PEFT, reason="needs peft")
 def test_merging_leaves_nothing_of_peft_on_the_model():
     model, _ = build("plain")

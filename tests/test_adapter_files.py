@@ -73,10 +73,11 @@ def test_every_method_computes_the_same_after_loading_and_can_train_on(case, pat
     assert {name for name, tensor in loaded.state_dict().items() if not torch.equal(tensor, before[name])} == set(names)
 
 
+@pytest.mark.parametrize("part", ["blocks.5", ""], ids=["a block", "all"])
 @pytest.mark.parametrize("case", [case for case in TRAINED if case not in ("full", "biases")])
-def test_what_was_frozen_again_after_training_is_saved_too(case, path):
+def test_what_was_frozen_again_after_training_is_saved_too(case, part, path):
     vit, x = trained_vit(case), torch.randn(2, 3, 64, 64)
-    vit.blocks[-1].requires_grad_(False)
+    vit.get_submodule(part).requires_grad_(False)
     save_adapter(vit, path, base())
     loaded = base()
     load_adapter(loaded, path)

@@ -5,17 +5,20 @@ Source: SoMA, arXiv 2412.04077, section 3. With the singular values falling,
     W = U S V^T,   B = U[:, -r:] sqrt(S[-r:]),   A = sqrt(S[-r:]) V[:, -r:]^T,   W_res = W - B A.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm import tqdm
 
 from soma_det.adapters.composed import compose
-from soma_det.adapters.selection import check_rank
+from soma_det.adapters.selection import check_rank, replace_module
 
 Components = Literal["minor", "major", "random"]
 COMPONENTS: tuple[Components, ...] = ("minor", "major", "random")
+MAX_THREADS = 8  # each holds a weight and its decomposition in double precision
 
 
 def split_minor_components(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,6 +65,32 @@ def stacked_factors(
 def residual_of(weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """W - B A for stacked weights; shapes as in :func:`~soma_det.adapters.composed.compose`."""
     return compose(weight.detach().to(a.dtype), a, -b)
+
+
+def replace_by_decomposition(
+    model: nn.Module, names: Sequence[str], make: Callable[[str], nn.Module], in_order: bool = False
+) -> None:
+    """Put ``make(name)`` in the place of each of these layers, several at a time; shows progress if it takes seconds.
+
+    Args:
+        in_order: one after the other, for what draws random numbers.
+    """
+    layers = map(make, names) if in_order else _map_in_threads(make, names)
+    for name, layer in tqdm(
+        zip(names, layers), desc="Decomposing", total=len(names), unit="layer", delay=3, leave=False
+    ):
+        replace_module(model, name, layer)
+
+
+def _map_in_threads(function: Callable, items: Sequence) -> Iterator:
+    """As map, with one thread for each item at a time: a decomposition makes poor use of more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(min(threads, MAX_THREADS)) as pool:
+            yield from pool.map(function, items)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _factors(

@@ -94,7 +94,8 @@ def describe_adapter(
     """What :func:`save_adapter` writes; with ``allow_frozen`` no tensors where nothing trains."""
     weights = base.state_dict() if isinstance(base, nn.Module) else base
     layers = find_adapter_layers(model)
-    changed = _changed_inside(model, layers, weights)  # also where it was frozen again after it had trained
+    # What was frozen again after it had trained belongs to the adapter too.
+    changed = _changed(model, layers, weights) if layers else set()
     trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad or name in changed}
     require(
         bool(trained) or allow_frozen, "Nothing of the model trains, so there is no adapter to save: adapt it first."
@@ -223,15 +224,16 @@ def _describe_layers(
     }
 
 
-def _changed_inside(model: nn.Module, layers: Iterable[str], weights: Mapping[str, Tensor]) -> set[str]:
-    """Names of the parameters of these layers that the base does not have, or has with other values."""
+def _changed(model: nn.Module, layers: Iterable[str], weights: Mapping[str, Tensor]) -> set[str]:
+    """Names of the parameters that the base does not have and, in the adapter layers, has with other values."""
+    inside = tuple(f"{layer}." for layer in layers)
     changed = set()
-    for name in (f"{layer}.{inner}" for layer in layers for inner, _ in model.get_submodule(layer).named_parameters()):
-        parts = name.split(".")
+    for name, parameter in model.named_parameters():
+        words = name.split(".")
         # A layer that wraps another one adds a word to the names of what it wraps.
-        names = [name, *(".".join(parts[:i] + parts[i + 1 :]) for i in range(len(parts)))]
+        names = [name, *(".".join(words[:i] + words[i + 1 :]) for i in range(len(words)))]
         known = next((weights[plain] for plain in names if plain in weights), None)
-        if known is None or not torch.equal(known.to(model.get_parameter(name)), model.get_parameter(name)):
+        if known is None or (name.startswith(inside) and not torch.equal(known.to(parameter), parameter)):
             changed.add(name)
     return changed
 

@@ -19,12 +19,11 @@ from torch import Tensor, nn
 
 from soma_det.adapters.base import AdapterConfig, Blocks, register, require
 from soma_det.adapters.composed import ComposedLinear
-from soma_det.adapters.decomposition import residual_of
+from soma_det.adapters.decomposition import replace_by_decomposition, residual_of
 from soma_det.adapters.selection import (
     ATTENTION_AND_MLP,
     get_linear,
     parameter_names,
-    replace_module,
     select_linears,
     stacked_parts,
 )
@@ -52,9 +51,11 @@ class OsfConfig(AdapterConfig):
 
     def inject(self, model: nn.Module, blocks: Blocks, targets: Sequence[str], initialize: bool) -> list[str]:
         names = select_linears(model, blocks, targets or ATTENTION_AND_MLP)
-        for name in names:
-            layer = OsfLinear(get_linear(model, name), self, stacked_parts(model, name), initialize)
-            replace_module(model, name, layer)
+
+        def make(name: str) -> OsfLinear:
+            return OsfLinear(get_linear(model, name), self, stacked_parts(model, name), initialize)
+
+        replace_by_decomposition(model, names, make)
         return parameter_names(model, names, ("a", "s", "b"), self.train_bias)
 
 
@@ -64,12 +65,14 @@ class OsfLinear(ComposedLinear):
     def __init__(self, linear: nn.Linear, config: OsfConfig, parts: int = 1, initialize: bool = True):
         dtype = torch.promote_types(linear.weight.dtype, torch.float32)
         weights = torch.stack(linear.weight.detach().chunk(parts)).double()
-        smaller = min(weights.shape[1:])
+        rows, columns = weights.shape[1:]
+        smaller = min(rows, columns)
         kept = min(max(1, round(config.kept * smaller)), smaller - 1)
         if initialize:
             u, s, v = torch.linalg.svd(weights, full_matrices=False)
         else:  # a checkpoint fills them
-            u, s, v = (weights.new_zeros(parts, *shape) for shape in _svd_shapes(weights))
+            shapes = (rows, smaller), (smaller,), (smaller, columns)
+            u, s, v = (weights.new_zeros(parts, *shape) for shape in shapes)
         u, s, v = u.to(dtype), s.to(dtype)[..., None], v.to(dtype)
         a, b, low = v[:, kept:].clone(), u[..., kept:].clone(), s[:, kept:].clone()
         super().__init__(linear, residual_of(linear.weight, low * a, b), a, b)
@@ -96,9 +99,3 @@ class _WithoutKept(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (kept,) = ctx.saved_tensors
         return gradient - kept @ (kept.mT @ gradient), None
-
-
-def _svd_shapes(weights: Tensor) -> tuple[tuple[int, ...], ...]:
-    rows, columns = weights.shape[1:]
-    smaller = min(rows, columns)
-    return (rows, smaller), (smaller,), (smaller, columns)

@@ -8,18 +8,22 @@ layer. The pretrained weights must therefore be in the model BEFORE it is adapte
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from soma_det.adapters.base import Blocks, LowRankConfig, register, require
 from soma_det.adapters.composed import ComposedLinear
-from soma_det.adapters.decomposition import COMPONENTS, Components, residual_of, stacked_factors
+from soma_det.adapters.decomposition import (
+    COMPONENTS,
+    Components,
+    replace_by_decomposition,
+    residual_of,
+    stacked_factors,
+)
 from soma_det.adapters.selection import (
     ATTENTION_AND_MLP,
     check_ranks,
@@ -31,7 +35,6 @@ from soma_det.adapters.selection import (
 )
 
 Order = Literal["load_first", "decompose_first"]
-MAX_THREADS = 8  # each holds a weight and its Gram matrix in double precision
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +113,7 @@ class SomaLinear(ComposedLinear):
 
 
 def _decompose(model: nn.Module, names: Sequence[str], config: SomaConfig) -> None:
-    """Replace the layers by SoMA layers; progress is shown if it takes seconds."""
+    """Replace the layers by SoMA layers."""
     generator = torch.Generator().manual_seed(config.seed)
 
     def adapt(name: str) -> SomaLinear:
@@ -118,23 +121,8 @@ def _decompose(model: nn.Module, names: Sequence[str], config: SomaConfig) -> No
         return SomaLinear(linear, config.rank, parts, config.components, generator)
 
     # The order of random choices matters.
-    layers = map(adapt, names) if config.components == "random" else _map_in_threads(adapt, names)
-    for name, layer in tqdm(
-        zip(names, layers), desc="Decomposing", total=len(names), unit="layer", delay=3, leave=False
-    ):
-        replace_module(model, name, layer)
+    replace_by_decomposition(model, names, adapt, in_order=config.components == "random")
     logger.info("SoMA: rank %d, %s components of %d layers", config.rank, config.components, len(names))
-
-
-def _map_in_threads(function: Callable, items: Sequence) -> Iterator:
-    """As map, with one thread for each item at a time: a decomposition makes poor use of more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(min(threads, MAX_THREADS)) as pool:
-            yield from pool.map(function, items)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _load_after_decomposition(model: nn.Module, layers: Sequence[str], config: SomaConfig) -> None:

@@ -36,7 +36,8 @@ class VptConfig(AdapterConfig):
     def inject(self, model: nn.Module, blocks: Blocks, targets: Sequence[str], initialize: bool) -> list[str]:
         dim, prefix, patch = describe_plain_vit(model, "Visual prompt tuning")
         for name in select_blocks(model, blocks):
-            table = getattr(model.get_submodule(name).attn, "relative_position_bias_table", None)
+            attention = getattr(model.get_submodule(name), "attn", None)
+            table = getattr(attention, "relative_position_bias_table", None)
             require(table is None, f"vpt cannot adapt {name}: its relative positions have no room for prompts.")
         bound = math.sqrt(6 / (3 * patch**2 + dim))
         names = wrap_blocks(model, blocks, lambda block: PromptedBlock(block, self, dim, prefix, bound))
@@ -51,7 +52,9 @@ class PromptedBlock(AdapterLayer):
         self.config, self.block, self.prefix = config, block, prefix
         tokens = config.tokens
         self.prompt = nn.Parameter(torch.empty(1, tokens, dim).uniform_(-bound, bound))
-        if hasattr(block.attn, "num_prefix_tokens"):  # rotary attention leaves these tokens without a position
+        if hasattr(
+            getattr(block, "attn", None), "num_prefix_tokens"
+        ):  # rotary attention leaves these tokens without a position
             block.attn.num_prefix_tokens += tokens
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
