@@ -17,6 +17,7 @@ from soma_det.adapters import (
     FullConfig,
     LoraConfig,
     MoaConfig,
+    OsfConfig,
     ReinConfig,
     SomaConfig,
     VptConfig,
@@ -108,6 +109,21 @@ def test_adapting_changes_no_output_and_all_factors_get_a_gradient(name, config)
     silent = [name for name, gradient in gradients.items() if gradient is None or not gradient.any()]
     assert not silent
     assert all(p.grad is None for n, p in model.named_parameters() if n not in names)
+
+
+@ALL
+def test_all_but_the_largest_components_can_be_trained_and_merged_everywhere(name):
+    model, x = build(name)
+    before = model(x)
+    names = adapt(model, OsfConfig())
+    assert relative_error(model(x), before) < 1e-5
+    model(x).square().sum().backward()
+    assert all(model.get_parameter(parameter).grad.any() for parameter in names)
+    move(model, names)
+    trained = model(x)
+    assert relative_error(trained, before) > 1e-3
+    merge(model)
+    assert relative_error(model(x), trained) < 1e-5
 
 
 @ALL
