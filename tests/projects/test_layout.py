@@ -22,7 +22,7 @@ PROJECTS = {
 }
 MAY_IMPORT = {"Pretraining": {"SynthDrive"}}
 ADAPTERS_IMPORT = {"torch", "timm", "safetensors", "tqdm", "peft"}
-MOST_LINES = 6250  # 6,000 at version 0.2, then OSF and averages of weights; new features may add to them, a laboratory may not
+MOST_LINES = 6250  # 6,000 at version 0.2; OSF and averages of weights came after it
 
 
 def modules_of(project: str) -> set[str]:
