@@ -4,6 +4,7 @@ from soma_det.adapters.adaptformer import AdaptFormerConfig
 from soma_det.adapters.base import ADAPTERS, AdapterConfig, AdapterLayer, describe_adapters
 from soma_det.adapters.decomposition import split_components, split_minor_components
 from soma_det.adapters.files import load_adapter, save_adapter
+from soma_det.adapters.interpolation import interpolate_weights
 from soma_det.adapters.lora import LoraConfig, LoraLinear
 from soma_det.adapters.moa import MoaConfig
 from soma_det.adapters.model import adapt, find_adapter_layers, is_mergeable, merge, pop_auxiliary_losses
@@ -40,6 +41,7 @@ __all__ = [
     "describe_adapters",
     "export_to_peft",
     "find_adapter_layers",
+    "interpolate_weights",
     "is_mergeable",
     "load_adapter",
     "merge",

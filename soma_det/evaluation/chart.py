@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,35 @@ def draw_domain_chart(scores: Mapping[str, float], source: str | None, path: str
         axes.hlines(mean, unseen[0] - 0.42, len(labels) - 0.58, **MEAN_LINE)
     _style(axes, max([s for s in scores.values() if not math.isnan(s)], default=0.0))
     _add_legend(figure, source in scores, mean, bool(unseen))
+    figure.savefig(path, metadata={"Software": None})
+
+
+def draw_curves(
+    x: Sequence[float], curves: Mapping[str, Sequence[float]], source: str | None, path: str | os.PathLike, xlabel: str
+) -> None:
+    """Save one line per split over a setting, the source's in another color, and a dashed one for the mean of the others.
+
+    Args:
+        x: the setting's values.
+        curves: label -> VOC AP50 at each value, 0 to 100; NaN leaves a gap.
+        source: the label of the source split, or None.
+        path: PNG file; overwritten.
+    """
+    figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    unseen = [label for label in curves if label != source]
+    for number, label in enumerate(unseen):
+        shade = 1 - 0.6 * number / max(len(unseen) - 1, 1)
+        axes.plot(x, curves[label], "o-", color=UNSEEN_COLOR, alpha=shade, linewidth=1.4, markersize=4, label=label)
+    if source in curves:
+        axes.plot(x, curves[source], "o-", color=SOURCE_COLOR, linewidth=2, markersize=5, label=source)
+    if len(unseen) > 1:
+        mean = np.mean([curves[label] for label in unseen], axis=0)
+        axes.plot(x, mean, **MEAN_LINE | {"linewidth": 2.2}, label="mean of unseen")
+    _style(axes, max([s for curve in curves.values() for s in curve if not math.isnan(s)], default=0.0))
+    axes.set_xlabel(xlabel, color=TEXT_COLOR, fontsize=10)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9, labelcolor=TEXT_COLOR)
     figure.savefig(path, metadata={"Software": None})
 
 
