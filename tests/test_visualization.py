@@ -12,6 +12,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
+from training import CONFIG, options, write_data
 
 import soma_det  # noqa: F401
 from drawing.split import choose_records, draw_split, saved_detections
@@ -19,6 +20,7 @@ from soma_det.engine.predictor import Predictor
 from soma_det.utils.contact_sheet import contact_sheet
 from soma_det.utils.visualizer import BoxVisualizer, class_colors, draw_detections, draw_ground_truth, read_rgb
 
+DATA_TOOL = Path(__file__).parents[1] / "tools" / "visualize_data.py"
 CLASSES = ["bus", "bike", "car", "motor", "person", "rider", "truck"]
 GRAY = np.full((270, 480, 3), 90, dtype=np.uint8)
 
@@ -324,3 +326,16 @@ def test_tool_lets_idle_threads_sleep_unless_the_user_has_said_otherwise(tool):
     source = Path(tool.__file__).read_text()
     setting = 'os.environ.setdefault("OMP_WAIT_POLICY", "passive")'
     assert setting in source.split("import soma_det")[0]
+
+
+def test_training_images_are_drawn_as_the_model_gets_them(tmp_path):
+    """A row for each image, beside the file as it is, at the size that was asked for."""
+    spec = importlib.util.spec_from_file_location("visualize_data", DATA_TOOL)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    words = [str(word) for word in options(write_data(tmp_path / "data"), tmp_path)]
+    output = tmp_path / "sheet.png"
+    tool.main(
+        tool.parse_args(["--config-file", CONFIG, "--output", str(output), "--count", "2", "--draws", "1", *words])
+    )
+    assert Image.open(output).width > 2 * tool.CELL

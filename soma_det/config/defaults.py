@@ -83,6 +83,11 @@ def _add_data(cfg: CN) -> None:
     augmentation.SCALE_RANGE = [0.1, 2.0]  # random resize, relative to CROP_SIZE
     augmentation.CROP_SIZE = [1024, 1024]  # (H, W), pixels; smaller images are padded
     augmentation.PHOTOMETRIC = True  # random brightness, contrast, saturation, hue and order of the channels
+    # Beyond the authors' recipe, for shares of the images: fog, rain and night with a guessed depth; and Fourier
+    # amplitudes mixed with those of another training image, at most by STRENGTH.
+    domains = [domain for domain in DOMAINS if domain != "daytime_clear"]
+    augmentation.WEATHER = CN({"PROBABILITY": 0.0, "DOMAINS": domains})
+    augmentation.FOURIER = CN({"PROBABILITY": 0.0, "STRENGTH": 0.5})
 
 
 def _add_solver(cfg: CN) -> None:
@@ -97,6 +102,10 @@ def _add_solver(cfg: CN) -> None:
     # The average of the trained weights over iterations in place of the last ones: "ema", "swa" or "none". DECAY is of
     # "ema"; START, a share of the iterations, is where averaging starts.
     cfg.SOLVER.WEIGHT_AVERAGE = CN({"METHOD": "none", "DECAY": 0.99, "START": 0.0})
+
+    # How strongly the ViT's trained weights are pulled back to where they started: a weight decay towards there, in
+    # place of the one towards 0. 0: not at all.
+    cfg.SOLVER.BACKBONE_DECAY_TO_START = 0.0
 
     freezing = cfg.SOLVER.FREEZING = CN()
     freezing.MODULES = []  # regular expressions of module names to freeze besides the ViT's leading blocks

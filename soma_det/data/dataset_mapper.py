@@ -1,10 +1,12 @@
 """Turns a record of a data set into a model's input."""
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper
+from detectron2.data import DatasetCatalog, DatasetMapper
 
 from soma_det.data.datasets.voc_xml import UNREADABLE_IMAGE
 from soma_det.data.transforms.augmentation import build_test_augmentation, build_train_augmentation
+from soma_det.data.transforms.fourier import FourierMixing
+from soma_det.data.transforms.simulated_weather import SimulatedWeather
 
 
 class UnreadableImageError(OSError):
@@ -33,6 +35,8 @@ class WeatherMapper(DatasetMapper):
                 crop_size=recipe.CROP_SIZE,
                 photometric=recipe.PHOTOMETRIC,
                 flip=flip == "horizontal",
+                first=_simulated_weather(cfg),
+                cropped=_fourier_mixing(cfg),
             )
         return dict(is_train=is_train, augmentations=augmentations, image_format=settings.FORMAT)
 
@@ -42,3 +46,18 @@ class WeatherMapper(DatasetMapper):
             return super().__call__(dataset_dict)
         except UNREADABLE_IMAGE as error:
             raise UnreadableImageError(f"Cannot read the image {dataset_dict['file_name']}: {error}") from error
+
+
+def _simulated_weather(cfg: CfgNode) -> list[SimulatedWeather]:
+    weather = cfg.INPUT.AUGMENTATION.WEATHER
+    if weather.PROBABILITY and cfg.INPUT.FORMAT != "RGB":
+        raise ValueError(f"INPUT.AUGMENTATION.WEATHER needs INPUT.FORMAT RGB, which is {cfg.INPUT.FORMAT}.")
+    return [SimulatedWeather(weather.PROBABILITY, weather.DOMAINS)] if weather.PROBABILITY else []
+
+
+def _fourier_mixing(cfg: CfgNode) -> list[FourierMixing]:
+    fourier = cfg.INPUT.AUGMENTATION.FOURIER
+    if not fourier.PROBABILITY:
+        return []
+    files = [record["file_name"] for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
+    return [FourierMixing(fourier.PROBABILITY, fourier.STRENGTH, files, cfg.INPUT.FORMAT)]

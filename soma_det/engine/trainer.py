@@ -28,6 +28,7 @@ from soma_det.engine import hooks
 from soma_det.engine.amp import mixed_precision_trainer, training_dtype
 from soma_det.engine.averaging import WeightAveraging
 from soma_det.engine.cpu import training_attention
+from soma_det.engine.decay_to_start import DecayToStart
 from soma_det.engine.inference import prepared_for_inference
 from soma_det.evaluation import build_evaluator, report
 from soma_det.modeling.backbone.timm_vit import count_parameters, find_vits
@@ -67,7 +68,9 @@ class Trainer(DefaultTrainer):
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
         """AdamW with the groups of :func:`~soma_det.solver.build.build_adamw`."""
         solver, vit = cfg.SOLVER, next(iter(find_vits(model).values()), None)
-        multipliers = solver.BACKBONE_LR_MULTIPLIER, solver.BACKBONE_WEIGHT_DECAY_MULTIPLIER
+        # Weights that are pulled to where they started are not pulled to zero as well.
+        decay = 0.0 if solver.BACKBONE_DECAY_TO_START else solver.BACKBONE_WEIGHT_DECAY_MULTIPLIER
+        multipliers = solver.BACKBONE_LR_MULTIPLIER, decay
         decays = solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM
         return build_adamw(model, solver.BASE_LR, *decays, betas=solver.BETAS, vit=vit, vit_multipliers=multipliers)
 
@@ -145,6 +148,8 @@ def _recipe_hooks(cfg: CfgNode, model: nn.Module, seed: int) -> list[HookBase]:
         recipe.append(hooks.GradientClipping(solver.CLIP_GRADIENTS.CLIP_VALUE, solver.CLIP_GRADIENTS.NORM_TYPE))
     if solver.WEIGHT_DECAY_ANNEALING.ENABLED:
         recipe.append(hooks.WeightDecayAnnealing(solver.WEIGHT_DECAY_ANNEALING.FINAL))
+    if solver.BACKBONE_DECAY_TO_START:
+        recipe.append(DecayToStart(solver.BACKBONE_DECAY_TO_START))
     if solver.WEIGHT_AVERAGE.METHOD != "none":
         average = solver.WEIGHT_AVERAGE
         recipe.append(WeightAveraging(average.METHOD, average.DECAY, average.START))

@@ -44,7 +44,7 @@ def draw_domain_chart(scores: Mapping[str, float], source: str | None, path: str
 def draw_curves(
     x: Sequence[float], curves: Mapping[str, Sequence[float]], source: str | None, path: str | os.PathLike, xlabel: str
 ) -> None:
-    """Save one line per split over a setting, the source's in another color, and a dashed one for the mean of the others.
+    """Save one line per split over a setting, the source's in another color, and the others' mean as a dashed one.
 
     Args:
         x: the setting's values.
@@ -59,7 +59,7 @@ def draw_curves(
     for number, label in enumerate(unseen):
         shade = 1 - 0.6 * number / max(len(unseen) - 1, 1)
         axes.plot(x, curves[label], "o-", color=UNSEEN_COLOR, alpha=shade, linewidth=1.4, markersize=4, label=label)
-    if source in curves:
+    if source is not None and source in curves:
         axes.plot(x, curves[source], "o-", color=SOURCE_COLOR, linewidth=2, markersize=5, label=source)
     if len(unseen) > 1:
         mean = np.mean([curves[label] for label in unseen], axis=0)

@@ -22,7 +22,7 @@ PROJECTS = {
 }
 MAY_IMPORT = {"Pretraining": {"SynthDrive"}}
 ADAPTERS_IMPORT = {"torch", "timm", "safetensors", "tqdm", "peft"}
-MOST_LINES = 6250  # 6,000 at version 0.2; OSF and averages of weights came after it
+MOST_LINES = 7100  # below 6,000 when version 0.2 was laid out; what came later is listed in CHANGELOG.md
 
 
 def modules_of(project: str) -> set[str]:
@@ -52,8 +52,7 @@ def importers(folder: Path, modules: set[str]) -> list[str]:
 def test_every_project_has_a_readme_its_packages_and_a_command():
     for project, command in PROJECTS.items():
         assert (ROOT / "projects" / project / "README.md").is_file()
-        packages = 2 if project == "SynthDrive" else 1  # the scenes and the weather
-        assert command in modules_of(project) and len(modules_of(project)) == 1 + packages
+        assert command in modules_of(project) and len(modules_of(project)) == 2
         assert f"[{project}]({project}/README.md)" in (ROOT / "projects" / "README.md").read_text(encoding="utf-8")
     assert {path.name for path in (ROOT / "projects").iterdir() if path.is_dir()} == set(PROJECTS)
 

@@ -230,6 +230,6 @@ def test_tiny_images_are_refused():
 
 
 def test_domains_are_those_of_the_weather_effects():
-    from weather_formation import DOMAIN_EFFECTS
+    from soma_det.weather import DOMAIN_EFFECTS
 
     assert tuple(DOMAIN_EFFECTS) == DOMAINS

@@ -11,10 +11,10 @@ import numpy as np
 from pretraining.images import MOMENTS, WEATHER_FOLDER
 from soma_det.utils.files import write_bytes
 from soma_det.utils.machine import count_cores
+from soma_det.weather import apply_weather
 from synthdrive.generate import DOMAINS
 from synthdrive.scene import render_departures, render_scene
 from synthdrive.workers import init_worker
-from weather_formation import apply_weather
 
 _QUALITY = 92
 _APART = (len(DOMAINS), 4)  # SynthDrive's own scenes have their domain and split here, with smaller numbers

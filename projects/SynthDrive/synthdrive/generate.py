@@ -13,10 +13,10 @@ import numpy as np
 
 from soma_det.utils.files import write_bytes
 from soma_det.utils.machine import count_cores
+from soma_det.weather import apply_weather
 from synthdrive.scene import Scene, render_scene
 from synthdrive.voc import annotation_xml, write_list
 from synthdrive.workers import init_worker
-from weather_formation import apply_weather
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,13 @@ PAD_VALUE = 114.0  # gray level
 
 
 def build_train_augmentation(
-    *, scale_range: Sequence[float], crop_size: Sequence[int], photometric: bool, flip: bool
+    *,
+    scale_range: Sequence[float],
+    crop_size: Sequence[int],
+    photometric: bool,
+    flip: bool,
+    first: Sequence[T.Augmentation] = (),
+    cropped: Sequence[T.Augmentation] = (),
 ) -> list[T.Augmentation]:
     """The training augmentations; images come out at exactly ``crop_size``, as float32 if ``photometric``, else uint8.
 
@@ -26,6 +32,8 @@ def build_train_augmentation(
         crop_size: (height, width) in pixels.
         photometric: distort brightness, contrast, saturation, hue and channel order; needs RGB.
         flip: flip half of the images horizontally.
+        first: augmentations of the whole image, before the recipe's.
+        cropped: augmentations of the crop, before it is padded.
 
     Raises:
         ValueError: a size or scale that is not positive, or limits in the wrong order.
@@ -36,9 +44,11 @@ def build_train_augmentation(
         raise ValueError(f"INPUT.AUGMENTATION.CROP_SIZE is {list(crop_size)}: give [height, width] in pixels.")
     height, width = crop_size
     return [
+        *first,
         T.ResizeScale(*scale_range, target_height=height, target_width=width),
         T.RandomCrop("absolute", (height, width)),  # does nothing along a side that is already shorter
         *([T.RandomFlip()] if flip else []),
+        *cropped,
         PadRightBottom(height, width),
         *([PhotometricDistortion()] if photometric else []),
     ]

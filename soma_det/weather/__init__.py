@@ -5,6 +5,6 @@ clear day), and returns the same kind. Depth is (H, W) in meters, inf for the sk
 valid. Randomness comes from the given generator alone.
 """
 
-from weather_formation.domains import DOMAIN_EFFECTS, apply_weather
+from soma_det.weather.domains import DOMAIN_EFFECTS, apply_weather
 
 __all__ = ["DOMAIN_EFFECTS", "apply_weather"]

@@ -1,22 +1,24 @@
 """Weather effects as image formation: limits, numbers worked out by hand, and purity."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import soma_det  # noqa: F401
-from synthdrive import Light
-from weather_formation import DOMAIN_EFFECTS, apply_weather
-from weather_formation.camera import sensor_noise
-from weather_formation.depth import assume_road_depth
-from weather_formation.fog import fog
-from weather_formation.night import headlamps, lamps, street_lighting
-from weather_formation.radiance import to_linear, to_srgb
-from weather_formation.rain import lens_drops, rain_streaks, rain_veil, wet_road
+from soma_det.weather import DOMAIN_EFFECTS, apply_weather
+from soma_det.weather.camera import sensor_noise
+from soma_det.weather.depth import assume_road_depth
+from soma_det.weather.fog import fog
+from soma_det.weather.night import headlamps, lamps, street_lighting
+from soma_det.weather.radiance import to_linear, to_srgb
+from soma_det.weather.rain import lens_drops, rain_streaks, rain_veil, wet_road
 
 AIRLIGHT = (0.7, 0.72, 0.75)
-LAMP = Light(30.0, 20.0, 4.0, 4.0, 15.0, (1.0, 0.6, 0.3), 1.0, "street")
+LAMP = SimpleNamespace(
+    x=30.0, y=20.0, width=4.0, height=4.0, depth=15.0, color=(1.0, 0.6, 0.3), power=1.0, kind="street"
+)
 
 
 @pytest.fixture

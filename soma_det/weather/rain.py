@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from weather_formation.depth import FOCAL_SHARE
-from weather_formation.fog import fog
-from weather_formation.radiance import on_radiance
+from soma_det.weather.depth import FOCAL_SHARE
+from soma_det.weather.fog import fog
+from soma_det.weather.radiance import on_radiance
 
 Point = tuple[float, float]  # (x, y), pixels
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from weather_formation.radiance import on_radiance
+from soma_det.weather.radiance import on_radiance
 
 
 @on_radiance

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from weather_formation.radiance import on_radiance
+from soma_det.weather.radiance import on_radiance
 
 CONTRAST_THRESHOLD = 0.02  # Koschmieder's limit of what an eye tells from the background
 

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from weather_formation.camera import expose, sensor_noise
-from weather_formation.depth import assume_road_depth
-from weather_formation.fog import fog
-from weather_formation.night import (
+from soma_det.weather.camera import expose, sensor_noise
+from soma_det.weather.depth import assume_road_depth
+from soma_det.weather.fog import fog
+from soma_det.weather.night import (
     blue_shift,
     headlamps,
     lamps,
@@ -16,8 +16,8 @@ from weather_formation.night import (
     low_sky,
     street_lighting,
 )
-from weather_formation.radiance import on_radiance
-from weather_formation.rain import lens_drops, rain_streaks, rain_veil, wet_road
+from soma_det.weather.radiance import on_radiance
+from soma_det.weather.rain import lens_drops, rain_streaks, rain_veil, wet_road
 
 
 def apply_weather(

@@ -6,8 +6,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from weather_formation.depth import FOCAL_SHARE
-from weather_formation.radiance import on_radiance
+from soma_det.weather.depth import FOCAL_SHARE
+from soma_det.weather.radiance import on_radiance
 
 _LUMINANCE = (0.2126, 0.7152, 0.0722)  # of linear sRGB (ITU-R BT.709)
 _BEAM_COLOR = np.array([1.0, 0.94, 0.84], np.float32)
