@@ -38,6 +38,8 @@ EQUAL = (
     "SOLVER.MAX_ITER",
     "TEST",
 )
+# What a comparison may ask about in spite of that: the images and their order stay the same.
+MAY_DIFFER = ("INPUT.AUGMENTATION.FOURIER", "INPUT.AUGMENTATION.WEATHER")
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def load_comparison(
 
 
 def require_comparable(cfgs: dict[str, CfgNode]) -> None:
-    """Raise a ValueError unless all train on the source domain alone and differ in the backbone only.
+    """Raise a ValueError unless all train on the source domain alone, on the same images with the same detector.
 
     Args:
         cfgs: name -> config, whose data sets are registered.
@@ -165,7 +167,11 @@ def flat_settings(cfg: CfgNode, prefix: str = "") -> dict[str, object]:
 
 def equal_settings(cfg: CfgNode) -> dict[str, object]:
     """The settings that all runs of a comparison share."""
-    return {k: v for k, v in flat_settings(cfg).items() if any(f"{k}.".startswith(f"{e}.") for e in EQUAL)}
+    return {k: v for k, v in flat_settings(cfg).items() if _is_below(k, EQUAL) and not _is_below(k, MAY_DIFFER)}
+
+
+def _is_below(key: str, prefixes: Sequence[str]) -> bool:
+    return any(f"{key}.".startswith(f"{prefix}.") for prefix in prefixes)
 
 
 def _require_source_only(name: str, cfg: CfgNode) -> None:

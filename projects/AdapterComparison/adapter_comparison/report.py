@@ -99,6 +99,8 @@ def _markdown(content: Content, tables: dict[str, Table], problems: dict[str, li
         parts += [f"## {heading}", tabulate(**table, tablefmt="github")]
         if index == 0:
             parts.append(f"![{metric_name(content)} of every configuration]({CHART_FILE})")
+        elif index == 1 and content["differences"]:
+            parts.append(content["power"])
     parts += [
         "## How to read this",
         NOTES + _few_seeds(content),

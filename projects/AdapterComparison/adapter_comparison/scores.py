@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from adapter_comparison.plan import Comparison
+from adapter_comparison.power import describe_power, pooled_noise
 from adapter_comparison.runs import Finished
 from adapter_comparison.statistics import UNSEEN, Difference, Spread, paired_difference, spread, summarize_splits
 from soma_det.evaluation.summary import domain_labels
@@ -42,6 +43,8 @@ def collect(comparison: Comparison, finished: Sequence[Finished]) -> dict[str, A
     source, splits = some.run.cfg.DATASETS.SOURCE_TEST, list(some.results)
     order = [c.name for c in comparison.configurations if c.name in configured]
     values = {metric: {n: _values(configured[n], metric, comparison, source) for n in order} for metric in METRICS}
+    differences = _differences(comparison, configured, values[MAIN], source)
+    noise = pooled_noise(of[UNSEEN] for of in differences.values())
     return {
         "source": source,
         "labels": domain_labels(splits),
@@ -53,7 +56,9 @@ def collect(comparison: Comparison, finished: Sequence[Finished]) -> dict[str, A
         "boxes": {split: some.results[split]["boxes"] for split in splits},
         "configurations": {name: _describe(configured[name]) for name in order},
         "scores": {m: {n: {k: spread(v) for k, v in values[m][n].items()} for n in order} for m in METRICS},
-        "differences": _differences(comparison, configured, values[MAIN], source),
+        "differences": differences,
+        "noise": None if noise is None else vars(noise),
+        "power": describe_power(noise, min(len(one.runs) for one in configured.values())),
         "per_class": {name: _per_class(configured[name], source) for name in order},
     }
 

@@ -37,9 +37,11 @@ class Difference(Spread):
     Attributes:
         interval: (low, high) from :func:`bootstrap_interval`; NaN with fewer than two seeds, or without any resampled
             score.
+        image_sd: of the mean, between resampled images; NaN without any resampled score.
     """
 
     interval: tuple[float, float]
+    image_sd: float
 
 
 def summarize_splits(
@@ -93,12 +95,14 @@ def paired_difference(
     differences = spread({seed: scores[seed] - reference[seed] for seed in seeds})
     seeds = list(differences.values)
     if not seeds:
-        return Difference({}, differences.mean, differences.sd, (float("nan"), float("nan")))
+        return Difference({}, differences.mean, differences.sd, (float("nan"), float("nan")), float("nan"))
     table = np.stack([resampled[seed] - resampled_reference[seed] for seed in seeds])
     # Average precision takes maxima, so resampling images raises it, and a high one more than a low one. Only the
     # variation of the resampled differences is used, around the measured differences.
     table += (np.array([*differences.values.values()]) - _nan_mean(table.T))[:, None]
-    return Difference(differences.values, differences.mean, differences.sd, bootstrap_interval(table))
+    means = _nan_mean(table)
+    image_sd = float(np.nanstd(means)) if not np.isnan(means).all() else float("nan")
+    return Difference(differences.values, differences.mean, differences.sd, bootstrap_interval(table), image_sd)
 
 
 def bootstrap_interval(differences: np.ndarray) -> tuple[float, float]:
