@@ -10,8 +10,9 @@ from detectron2.solver import build_lr_scheduler
 from safetensors.torch import save_file
 
 from soma_det.config import REMOVED, add_soma_config, check_device, setup_cfg
-from soma_det.modeling import AdaptedRCNN, build_structure
+from soma_det.modeling import build_structure
 from soma_det.modeling.backbone.timm_vit import count_parameters
+from soma_det.modeling.meta_arch.rcnn import Adapted
 
 ROOT = Path(__file__).parents[1]
 BASE = str(ROOT / "configs" / "Base-SoMA.yaml")
@@ -24,10 +25,12 @@ ON_CPU = ["MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", "False"]
 
 @pytest.mark.parametrize("path", CONFIGS, ids=IDS)
 def test_every_config_builds_a_model_in_part_trained(path):
+    if "lw_detr" in path.name:
+        pytest.importorskip("transformers")
     model = build_structure(setup_cfg(str(path), ON_CPU))
     trained, total = count_parameters(model, trainable=True), count_parameters(model)
     assert 0 < trained < total or path.name in ("full.yaml", "ibn_resnet.yaml")
-    assert isinstance(model, AdaptedRCNN)
+    assert isinstance(model, Adapted)
 
 
 @pytest.mark.parametrize("name", ["demo.yaml", "diverse_weather/cascade_rcnn_dinov2_s.yaml"])

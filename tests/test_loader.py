@@ -20,7 +20,7 @@ from voc_fixtures import CLASSES, hash_tree, real_weather_root, write_annotation
 
 import soma_det  # noqa: F401
 from soma_det.config import add_soma_config
-from soma_det.data import register_from_config
+from soma_det.data import dataset_mapper, register_from_config
 from soma_det.data.build import PositionSampler, TrainLoader, build_test_loader, build_train_loader
 from soma_det.data.dataset_mapper import UnreadableImageError, WeatherMapper
 from soma_det.data.datasets.diverse_weather import load_voc_domain
@@ -301,3 +301,26 @@ def test_real_photographs_stream_in_training():
     records = load_voc_domain(real_weather_root(), "daytime_clear", "test", CLASSES)
     stream = take(train_loader(records), 4)
     assert len(stream) == 8 and sum(len(boxes) for _, _, boxes in stream) > 0
+
+
+def test_masks_follow_their_boxes_through_resize_crop_and_flip(tmp_path):
+    pytest.importorskip("shapely")
+    data = write_data(tmp_path / "data")
+    cfg = tiny_cfg(data, tmp_path, MODEL__MASK_ON=True)
+    (record, *_) = [r for r in DatasetCatalog.get(cfg.DATASETS.TRAIN[0]) if r["annotations"]]
+    for annotation in record["annotations"]:
+        x0, y0, x1, y1 = annotation["bbox"]
+        annotation["segmentation"] = [[x0, y0, x1, y0, x1, y1, x0, y1]]
+    mapper = WeatherMapper(cfg, is_train=True)
+    seen = 0
+    for _ in range(10):
+        instances = mapper(record)["instances"]
+        seen += len(instances)
+        np.testing.assert_allclose(instances.gt_masks.get_bounding_boxes().tensor, instances.gt_boxes.tensor, atol=1e-3)
+    assert seen > 5
+
+
+def test_without_shapely_the_error_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset_mapper, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"soma_det\[masks\]"):
+        WeatherMapper(tiny_cfg(write_data(tmp_path / "data"), tmp_path, MODEL__MASK_ON=True), is_train=True)

@@ -13,10 +13,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 
 import soma_det  # noqa: F401  (first: makes Detectron2 importable without its compiled extension)
-from benchmarks import data, evaluation, infer, init, train
+from benchmarks import data, evaluation, infer, init, overfit, train
 
-BENCHMARKS = {"train": train, "infer": infer, "init": init, "data": data, "eval": evaluation}
-ROUNDS = {"train": 15, "infer": 15, "init": 3, "data": 9, "eval": 1}
+BENCHMARKS = {"train": train, "infer": infer, "init": init, "data": data, "eval": evaluation, "overfit": overfit}
+ROUNDS = {"train": 15, "infer": 15, "init": 3, "data": 9, "eval": 1, "overfit": 1}
 EXAMPLES = """
 Training step of ViT-S at 384 pixels, all contestants (the default):
     python projects/Benchmarks/benchmark.py train
@@ -34,8 +34,11 @@ Inference after merging, start-up of ViT-L, data loading, and the COCO metric:
     python projects/Benchmarks/benchmark.py data
     python projects/Benchmarks/benchmark.py eval --output output/benchmark/eval.json
 
+Whether each detection head can learn ten images by heart (half an hour and more; goes on after an interruption):
+    python projects/Benchmarks/benchmark.py overfit
+
 Contestants take turns in one process, in random order. Times are medians over rounds, and a ratio is the median of the
-rounds' ratios. The figures are printed as a table and written as JSON. Each benchmark takes minutes at most on a CPU.
+rounds' ratios. The figures are printed as a table and written as JSON. The others take minutes at most.
 """
 
 

@@ -46,6 +46,13 @@ def _add_model(cfg: CN) -> None:
 
     cfg.MODEL.PYRAMID = CN({"OUT_CHANNELS": 256})
 
+    detr = cfg.MODEL.DETR = CN()  # of MODEL.META_ARCHITECTURE AdaptedLwDETR
+    detr.NUM_CLASSES = 7
+    detr.IN_FEATURES = ["p3", "p4", "p5"]
+    detr.NUM_QUERIES = 300
+    detr.DECODER_LAYERS = 3
+    detr.GROUPS = 13  # of queries, in training alone; each finds every object
+
     adapter = cfg.MODEL.ADAPTER = CN()
     adapter.NAME = "soma"  # the method; tools/train_net.py --help lists all, docs/adapters.md describes them
     adapter.BLOCKS = []  # indices; empty: every block that is not frozen ("moa": every other one)

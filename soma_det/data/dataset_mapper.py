@@ -1,5 +1,7 @@
 """Turns a record of a data set into a model's input."""
 
+from importlib.util import find_spec
+
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetMapper
 
@@ -17,7 +19,8 @@ class WeatherMapper(DatasetMapper):
     """Detectron2's mapper with the recipe's augmentations; every unreadable image raises the same error.
 
     Maps a record in Detectron2's standard format to a dict with image (3, H, W), file_name, image_id, height and width
-    (pixels, of the file), and in training instances with gt_boxes (N, 4) in pixels of ``image`` and gt_classes (N,).
+    (pixels, of the file), and in training instances with gt_boxes (N, 4) in pixels of ``image``, gt_classes (N,) and,
+    with MODEL.MASK_ON, gt_masks.
     Gray levels are uint8, or float32 after photometric distortion. Boxes that the crop cuts away are gone; N can be 0.
     """
 
@@ -38,7 +41,10 @@ class WeatherMapper(DatasetMapper):
                 first=_simulated_weather(cfg),
                 cropped=_fourier_mixing(cfg),
             )
-        return dict(is_train=is_train, augmentations=augmentations, image_format=settings.FORMAT)
+        if is_train and cfg.MODEL.MASK_ON and settings.MASK_FORMAT == "polygon" and find_spec("shapely") is None:
+            raise ImportError("MODEL.MASK_ON with polygons needs shapely: pip install 'soma_det[masks]'.")
+        masks = dict(use_instance_mask=cfg.MODEL.MASK_ON, instance_mask_format=settings.MASK_FORMAT)
+        return dict(is_train=is_train, augmentations=augmentations, image_format=settings.FORMAT, **masks)
 
     def __call__(self, dataset_dict: dict) -> dict:
         """Raises an UnreadableImageError if the image cannot be read."""

@@ -19,6 +19,8 @@ from soma_det.data.datasets.coco_json import read_classes
 from soma_det.data.datasets.diverse_weather import DEVKIT, find_domain_folder, find_list, load_voc_domain
 
 SOURCE = "soma_det_source"  # key in MetadataCatalog: what this module registered the data set from
+# Where a meta architecture reads its number of classes, below MODEL; the others in ROI_HEADS.
+HEADS = {"RetinaNet": "RETINANET", "AdaptedRetinaNet": "RETINANET", "AdaptedLwDETR": "DETR"}
 SPLITS = ("train", "test")  # always registered, so that a missing list is reported when it is asked for
 
 
@@ -158,7 +160,7 @@ def _check_used(cfg: CfgNode, registered: Sequence[str]) -> None:
                 + (f" Did you mean {near[0]!r}?" if near else "")
                 + f" DATASETS.WEATHER and DATASETS.COCO_JSON give {', '.join(sorted(registered))}."
             )
-    head = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
+    head = HEADS.get(cfg.MODEL.META_ARCHITECTURE, "ROI_HEADS")
     number = cfg.MODEL[head].NUM_CLASSES
     known = {name: MetadataCatalog.get(name).get("thing_classes") for name in used}  # None: registered elsewhere
     classes = {name: list(of) for name, of in known.items() if of}
