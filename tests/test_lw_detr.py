@@ -3,14 +3,17 @@
 import pytest
 import torch
 from detectron2.structures import Boxes, ImageList, Instances
+from test_export import train, write_base
 from training import tiny_cfg, vit_of, write_data
 
 pytest.importorskip("transformers")
 pytest.importorskip("scipy")
 
 from soma_det.adapters import find_adapter_layers
+from soma_det.checkpoint.exported import export_detector
 from soma_det.engine import Trainer, load_model
 from soma_det.engine.inference import merged_for_inference
+from soma_det.modeling.backbone.timm_vit import create_timm_vit
 from soma_det.modeling.meta_arch import lw_detr
 from soma_det.modeling.meta_arch.lw_detr import PackedFeatures, image_mask, pack_features, to_labels
 
@@ -170,3 +173,18 @@ def test_the_head_is_in_full_precision_under_autocast(model, monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         losses = model.train()([image(instances=ground_truth())])
     assert set(seen) == {torch.float32} and all(loss.dtype == torch.float32 for loss in losses.values())
+
+
+def test_an_exported_detector_finds_what_its_checkpoint_does(data, tmp_path):
+    """Adapter and head alone, in one file, on the pretrained weights."""
+    base = write_base(tmp_path / "vit.safetensors", seed=1)
+    weights = train(data, tmp_path, base, **SMALL)
+    path = str(tmp_path / "detector.safetensors")
+    cfg = cfg_of(data, tmp_path, MODEL__VIT__WEIGHTS=base, MODEL__WEIGHTS=weights)
+    vit = cfg.MODEL.VIT
+    export_detector(load_model(cfg), path, create_timm_vit(vit.NAME, base, vit.PATCH_SIZE, vit.IMG_SIZE))
+    exported = load_model(cfg_of(data, tmp_path, MODEL__VIT__WEIGHTS=base, MODEL__WEIGHTS=path))
+    entry = image()
+    with torch.no_grad():
+        before, after = (m([entry])[0]["instances"] for m in (load_model(cfg), exported))
+    torch.testing.assert_close(after.scores, before.scores, rtol=1e-4, atol=1e-5)
