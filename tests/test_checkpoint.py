@@ -1,5 +1,9 @@
 """Checkpoints: written whole, refused where they do not fit, and those of version 0.1 under today's names."""
 
+import os
+import pickle
+from pathlib import Path
+
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
@@ -137,3 +141,38 @@ def test_an_old_pyramid_of_several_blocks_keeps_its_layers():
 def test_todays_names_are_left_alone(caplog):
     state = {"backbone.net.model.weight": torch.zeros(1), "backbone.p2.0.weight": torch.zeros(1)}
     assert convert_old_names(state) is state and not caplog.records
+
+
+class Code:
+    """What runs a command when it is unpickled."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
+
+
+@pytest.mark.parametrize("name", ["weights.pkl", "weights.pyth", "weights.pth", "weights.pt", "weights"])
+def test_a_checkpoint_with_code_in_it_is_refused_and_nothing_runs(tmp_path, name):
+    trace = tmp_path / "code_ran"
+    (tmp_path / name).write_bytes(pickle.dumps({"model": Code(trace), "__author__": "somebody"}))
+    with pytest.raises(ValueError, match="could execute code|can execute code"):
+        AtomicCheckpointer(nn.Linear(2, 2)).load(str(tmp_path / name))
+    assert not trace.exists()
+
+
+def test_code_in_a_checkpoint_of_torchs_own_format_does_not_run(tmp_path, monkeypatch):
+    trace = tmp_path / "code_ran"
+    torch.save({"model": {"weight": Code(trace)}}, tmp_path / "weights.pth")
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "0")
+    with pytest.raises(ValueError, match="could execute code"):
+        AtomicCheckpointer(nn.Linear(2, 2)).load(str(tmp_path / "weights.pth"))
+    assert not trace.exists()
+
+
+def test_a_checkpoint_that_is_cut_short_is_an_error_that_names_it(saved, tmp_path):
+    cut = tmp_path / "cut.pth"
+    cut.write_bytes(Path(saved).read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"cut\.pth cannot be read as a checkpoint"):
+        AtomicCheckpointer(nn.Linear(2, 2)).load(str(cut))

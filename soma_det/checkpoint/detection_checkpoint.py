@@ -1,8 +1,10 @@
 """Checkpoints that survive interruption and refuse weights of another kind."""
 
 import os
+import pickle
 from typing import Any
 
+import torch
 import yaml
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
@@ -71,7 +73,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: weights of a ViT's detector are missing or left over in the backbone, or any has another shape.
+            ValueError: the file could execute code or is damaged; or weights of a ViT's detector are missing or left
+                over in the backbone, or any has another shape.
         """
         if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
             raise FileNotFoundError(f"There is no checkpoint {path}: correct MODEL.WEIGHTS, or leave out --resume.")
@@ -80,6 +83,30 @@ class AtomicCheckpointer(DetectionCheckpointer):
                 f"{path} is an exported detector, which can be evaluated and not trained on: give a .pth file."
             )
         return super().load(path, *args, **kwargs)
+
+    def _load_file(self, filename: str) -> dict:
+        # Detectron2 unpickles .pkl and .pyth, which runs whatever code is in them.
+        if not filename.endswith((".pth", ".pt")):
+            raise ValueError(
+                f"{filename} is not a checkpoint that can be read safely: give a .pth file, or one that "
+                "tools/export_adapter.py has written. Pickled weights (.pkl) can execute code; a model trained here "
+                "starts from MODEL.VIT.WEIGHTS instead."
+            )
+        return super()._load_file(filename)
+
+    def _torch_load(self, f: str) -> Any:
+        try:
+            return torch.load(f, map_location="cpu", weights_only=True)
+        except (
+            pickle.UnpicklingError,
+            EOFError,
+            OSError,
+            RuntimeError,
+        ) as error:  # torch's for files that are cut or unsafe
+            raise ValueError(
+                f"{f} cannot be read as a checkpoint: it is damaged, or holds more than tensors and plain values, "
+                f"which could execute code ({str(error).splitlines()[0] if str(error) else type(error).__name__})."
+            ) from error
 
     def _load_model(self, checkpoint: dict) -> Any:
         checkpoint["model"] = convert_old_names(checkpoint["model"])
