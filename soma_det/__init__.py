@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 from soma_det.version import __version__
 
-__all__ = ["Trainer", "__version__", "add_soma_config"]
+__all__ = ["Detector", "Trainer", "__version__", "add_soma_config"]
 
 if find_spec("detectron2") is not None:
     from soma_det.utils import compat
@@ -17,11 +17,12 @@ if find_spec("detectron2") is not None:
 
     from soma_det import modeling  # noqa: F401  (fills Detectron2's registries)
     from soma_det.config import add_soma_config
+    from soma_det.detector import Detector
     from soma_det.engine import Trainer
 else:
 
     def __getattr__(name: str):
-        if name in ("Trainer", "add_soma_config"):
+        if name in ("Detector", "Trainer", "add_soma_config"):
             from soma_det.utils.compat import INSTALL_HINT
 
             raise ImportError(INSTALL_HINT)
