@@ -31,6 +31,7 @@ from soma_det.engine.cpu import training_attention
 from soma_det.engine.decay_to_start import DecayToStart
 from soma_det.engine.inference import prepared_for_inference
 from soma_det.evaluation import build_evaluator, report
+from soma_det.evaluation.model_card import write_model_card
 from soma_det.modeling.backbone.timm_vit import count_parameters, find_vits
 from soma_det.modeling.freezing import freeze_from_config
 from soma_det.solver.build import build_adamw
@@ -105,7 +106,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> OrderedDict:
-        """Evaluate every test set, then write and log the summary across weathers.
+        """Evaluate every test set, then write and log the summary across weathers, and write the model card.
 
         Adapters that can be merged are, for as long as it takes; the model comes back as it was.
 
@@ -119,7 +120,9 @@ class Trainer(DefaultTrainer):
             return OrderedDict()
         if len(cfg.DATASETS.TEST) == 1:  # Detectron2 drops the name of a lone test set
             results = OrderedDict({cfg.DATASETS.TEST[0]: results})
-        report(results, cfg.DATASETS.SOURCE_TEST, cfg.OUTPUT_DIR, _describe_run(cfg))
+        described = _describe_run(cfg)
+        summary = report(results, cfg.DATASETS.SOURCE_TEST, cfg.OUTPUT_DIR, described)
+        write_model_card(cfg, summary, {name: str(described[name]) for name in ("soma_det", "torch")})
         return results
 
 
