@@ -1,4 +1,4 @@
-"""A run's model card says what it was trained on, how it scores, under which license its base is, and how to load it."""
+"""A run's model card: what it was trained on, how it scores, the license of its base, and how to load it."""
 
 import pytest
 import yaml
@@ -30,16 +30,8 @@ def test_the_card_has_the_scores_the_recipe_and_a_header_that_the_hub_reads(data
     _, header, body = text.split("---\n", 2)
     assert yaml.safe_load(header)["base_model"] == "timm/test_vit"
     assert yaml.safe_load(header)["pipeline_tag"] == "object-detection"
-    for words in (
-        "# my_run",
-        "41.2",
-        "23.4",
-        "night sunny",
-        "tiny_daytime_clear_train",
-        "SomaConfig(rank=2",
-        "Detector(",
-    ):
-        assert words in body
+    words = ("# my_run", "41.2", "23.4", "night sunny", "tiny_daytime_clear_train", "SomaConfig(rank=2", "Detector(")
+    assert all(word in body for word in words)
 
 
 def test_the_license_is_that_which_timm_states_and_other_for_a_file(data, tmp_path):
