@@ -1,7 +1,9 @@
 """Checkpoints that survive interruption and refuse weights of another kind."""
 
+import logging
 import os
 import pickle
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +20,8 @@ from soma_det.modeling.backbone.timm_vit import find_vits
 from soma_det.utils.files import write_text
 from soma_det.version import __version__
 
+logger = logging.getLogger(__name__)
+
 PARTIAL_SUFFIX = ".partial"
 METADATA = "soma_det"  # key of a checkpoint, beside "model" and "trainer"
 
@@ -27,6 +31,10 @@ def describe_model(cfg: CfgNode) -> dict:
     classes = [MetadataCatalog.get(name).get("thing_classes", []) for name in cfg.DATASETS.TRAIN]
     adapter = yaml.safe_load(cfg.MODEL.ADAPTER.dump())
     return {"version": __version__, "adapter": adapter, "classes": list(classes[0]) if classes else []}
+
+
+class DamagedCheckpointError(ValueError):
+    """A file that cannot be read as a checkpoint."""
 
 
 class AtomicCheckpointer(DetectionCheckpointer):
@@ -68,6 +76,33 @@ class AtomicCheckpointer(DetectionCheckpointer):
         os.replace(os.path.join(self.save_dir, last_filename_basename), os.path.join(self.save_dir, final))
         write_text(os.path.join(self.save_dir, "last_checkpoint"), final)
 
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
+        """As fvcore's; resumes from the newest checkpoint that can be read, and warns of those that cannot.
+
+        Raises:
+            DamagedCheckpointError: none of them can be.
+        """
+        if not (resume and self.has_checkpoint()):
+            return super().resume_or_load(path, resume=resume)
+        candidates = self._newest_first()
+        for candidate in candidates:
+            try:
+                return self.load(candidate)
+            except (DamagedCheckpointError, FileNotFoundError) as error:
+                logger.warning("Left out a checkpoint: %s", error)
+                self._parsed_url_during_load = None  # as before the load, which Detectron2 would take for running
+        raise DamagedCheckpointError(
+            f"None of the {len(candidates)} checkpoints in {self.save_dir} can be read: train again, into another "
+            "OUTPUT_DIR."
+        )
+
+    def _newest_first(self) -> list[str]:
+        """The checkpoint that last_checkpoint names, then all others by their age."""
+        folder = Path(self.save_dir)
+        files = [path for path in folder.glob("model_*.pth") if PARTIAL_SUFFIX not in path.name]
+        others = sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        return list(dict.fromkeys([self.get_checkpoint_file(), *map(str, others)]))
+
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict:
         """As Detectron2's, with an error instead of a warning where the checkpoint is of another kind of model.
 
@@ -103,9 +138,9 @@ class AtomicCheckpointer(DetectionCheckpointer):
             OSError,
             RuntimeError,
         ) as error:  # torch's for files that are cut or unsafe
-            raise ValueError(
+            raise DamagedCheckpointError(
                 f"{f} cannot be read as a checkpoint: it is damaged, or holds more than tensors and plain values, "
-                f"which could execute code ({str(error).splitlines()[0] if str(error) else type(error).__name__})."
+                f"which could execute code ({(str(error) or type(error).__name__).splitlines()[0][:80]})."
             ) from error
 
     def _load_model(self, checkpoint: dict) -> Any:

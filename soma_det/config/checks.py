@@ -104,5 +104,9 @@ def _check_test(cfg: CN) -> None:
     if cfg.TEST.BATCH_SIZE < 1:
         raise ValueError(f"TEST.BATCH_SIZE is {cfg.TEST.BATCH_SIZE}: give the number of images, at least 1.")
     source, sets = cfg.DATASETS.SOURCE_TEST, tuple(cfg.DATASETS.TEST)
+    if cfg.TEST.KEEP_BEST and not (source and cfg.TEST.EVAL_PERIOD > 0):
+        raise ValueError(
+            "TEST.KEEP_BEST compares checkpoints by the source split: set TEST.EVAL_PERIOD and DATASETS.SOURCE_TEST."
+        )
     if source and source not in sets:
         raise ValueError(f"DATASETS.SOURCE_TEST is {source!r}, which is not in DATASETS.TEST {sets}.")

@@ -114,6 +114,9 @@ def _add_solver(cfg: CN) -> None:
     # place of the one towards 0. 0: not at all.
     cfg.SOLVER.BACKBONE_DECAY_TO_START = 0.0
 
+    cfg.SOLVER.SKIP_NON_FINITE = 0  # steps whose loss is not finite that are left out before the training stops
+    cfg.SOLVER.CHECKPOINTS_KEPT = 0  # the newest ones of SOLVER.CHECKPOINT_PERIOD; 0: all
+
     freezing = cfg.SOLVER.FREEZING = CN()
     freezing.MODULES = []  # regular expressions of module names to freeze besides the ViT's leading blocks
     freezing.UNTIL = 0  # iteration at which they thaw; 0: never
@@ -121,5 +124,6 @@ def _add_solver(cfg: CN) -> None:
 
 def _add_test(cfg: CN) -> None:
     cfg.TEST.BATCH_SIZE = 1  # images of one size that a process evaluates at a time
+    cfg.TEST.KEEP_BEST = False  # model_best.pth: the best on DATASETS.SOURCE_TEST; with TEST.EVAL_PERIOD
     cfg.TEST.COMPILE = False  # torch.compile the blocks of the ViT; needs a C++ compiler
     cfg.TEST.AMP = CN({"ENABLED": False})  # evaluate the backbone in SOLVER.AMP.DTYPE

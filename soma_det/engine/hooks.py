@@ -146,12 +146,13 @@ class SeedEachIteration(HookBase):
 
 
 class SaveOnInterrupt(HookBase):
-    """On SIGINT or SIGTERM, finishes the iteration, saves a checkpoint and stops, on every rank alike.
+    """On SIGINT, SIGTERM or SIGUSR1, finishes the iteration, saves a checkpoint and stops, on every rank alike.
 
-    A second signal stops at once, and so does the first one while the trained model is being evaluated.
+    Clusters send the last two before they take a machine back. A second signal stops at once, and so does the first one
+    while the trained model is being evaluated.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
     def __init__(self):
         self.received, self.process, self.previous = None, os.getpid(), {}

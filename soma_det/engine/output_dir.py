@@ -1,11 +1,22 @@
 """What a training run may do with the folder it is told to write to."""
 
+import contextlib
+import fcntl
+import logging
 import os
+from collections.abc import Iterator
 
 import yaml
 from detectron2.config import CfgNode
 
 from soma_det.config.defaults import flatten
+
+logger = logging.getLogger(__name__)
+LOCK_FILE = ".lock"
+
+
+class LockedFolderError(ValueError):
+    """Another training is writing to the folder."""
 
 
 def check_output_dir(cfg: CfgNode, resume: bool) -> None:
@@ -38,3 +49,24 @@ def check_output_dir(cfg: CfgNode, resume: bool) -> None:
             f"--resume: {', '.join(changed)} differ from {saved}, with which the checkpoints were made. "
             "Resume with that config, or train into another OUTPUT_DIR."
         )
+
+
+@contextlib.contextmanager
+def locked_output_dir(folder: str) -> Iterator[None]:
+    """Keep other trainings on this machine out of a folder; the lock goes with the process, however it ends.
+
+    Raises:
+        LockedFolderError: another training is writing there.
+        OSError: the folder cannot be written to.
+    """
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, LOCK_FILE), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LockedFolderError(
+                f"Another training is writing to OUTPUT_DIR {folder}: wait for it, or choose another folder."
+            ) from error
+        except OSError as error:  # some network file systems have no locks
+            logger.warning("OUTPUT_DIR %s cannot be locked (%s): let no other training write to it.", folder, error)
+        yield

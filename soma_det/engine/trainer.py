@@ -29,7 +29,9 @@ from soma_det.engine.amp import mixed_precision_trainer, training_dtype
 from soma_det.engine.averaging import WeightAveraging
 from soma_det.engine.cpu import training_attention
 from soma_det.engine.decay_to_start import DecayToStart
+from soma_det.engine.divergence import LossGuard, NonFiniteLossError, SkipNonFinite
 from soma_det.engine.inference import prepared_for_inference
+from soma_det.engine.kept_checkpoints import BestOnSource, CheckpointPruning
 from soma_det.evaluation import build_evaluator, report
 from soma_det.evaluation.model_card import write_model_card
 from soma_det.modeling.backbone.timm_vit import count_parameters, find_vits
@@ -45,6 +47,7 @@ class Trainer(DefaultTrainer):
     """The standard trainer: AdamW groups, annealed weight decay and layer freezing come in as hooks."""
 
     def __init__(self, cfg: CfgNode):
+        self.skipping = SkipNonFinite(cfg.SOLVER.SKIP_NON_FINITE)
         with compat.ddp_on(cfg.MODEL.DEVICE):
             super().__init__(cfg)
         dtype = training_dtype(cfg)
@@ -54,7 +57,10 @@ class Trainer(DefaultTrainer):
     def run_step(self) -> None:
         """As Detectron2's; on CPUs attention is computed in the way that trains faster there."""
         with training_attention(self.model) if self.cfg.MODEL.DEVICE == "cpu" else nullcontext():
-            super().run_step()
+            try:
+                super().run_step()
+            except NonFiniteLossError as error:
+                self.skipping.leave_out(error)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -97,7 +103,7 @@ class Trainer(DefaultTrainer):
             self.model, self.cfg.OUTPUT_DIR, description=describe_model(self.cfg), trainer=weakref.proxy(self)
         )
         recipe = _recipe_hooks(self.cfg, hooks.unwrap_ddp(self.model), self.data_loader.seed)
-        return recipe + super().build_hooks() + [hooks.SaveOnInterrupt()]
+        return recipe + super().build_hooks() + _checkpoint_hooks(self.cfg)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As Detectron2's; a resumed training also goes on in the data where it stopped."""
@@ -141,7 +147,8 @@ def _describe_run(cfg: CfgNode) -> dict[str, str | int]:
 
 
 def _recipe_hooks(cfg: CfgNode, model: nn.Module, seed: int) -> list[HookBase]:
-    recipe, solver, frozen = [hooks.SeedEachIteration(seed)], cfg.SOLVER, range(cfg.MODEL.VIT.FROZEN_BLOCKS)
+    recipe: list[HookBase] = [hooks.SeedEachIteration(seed), LossGuard()]
+    solver, frozen = cfg.SOLVER, range(cfg.MODEL.VIT.FROZEN_BLOCKS)
     for name in find_vits(model) if frozen else ():
         blocks = "|".join(f"blocks\\.{index}" for index in frozen)
         recipe.append(hooks.LayerFreezing([rf"{re.escape(name)}\.model\.(patch_embed|{blocks})"]))
@@ -157,6 +164,17 @@ def _recipe_hooks(cfg: CfgNode, model: nn.Module, seed: int) -> list[HookBase]:
         average = solver.WEIGHT_AVERAGE
         recipe.append(WeightAveraging(average.METHOD, average.DECAY, average.START))
     return recipe
+
+
+def _checkpoint_hooks(cfg: CfgNode) -> list[HookBase]:
+    """What comes after Detectron2's hooks, which write the checkpoints and evaluate."""
+    last: list[HookBase] = []
+    if cfg.TEST.KEEP_BEST:
+        metric = f"{cfg.DATASETS.SOURCE_TEST}/voc/AP50"
+        last.append(BestOnSource(cfg.TEST.EVAL_PERIOD, metric))
+    if cfg.SOLVER.CHECKPOINTS_KEPT:
+        last.append(CheckpointPruning(cfg.SOLVER.CHECKPOINTS_KEPT, cfg.SOLVER.CHECKPOINT_PERIOD))
+    return [*last, hooks.SaveOnInterrupt()]
 
 
 def load_model(cfg: CfgNode) -> nn.Module:
