@@ -109,12 +109,13 @@ def create_timm_vit(
     check_weights(name, weights)
     check_vit_name(name)
     check_vit_size(img_size, patch_size)
-    own_size = own_img_size(name, weights) or list(img_size)
-    options = {"patch_size": patch_size, "img_size": tuple(own_size), "drop_path_rate": drop_path}
-    model = build_timm(name, weights, options | _size_options(name), REMEDY)
+    own_size = own_img_size(name, weights)
+    options = {"patch_size": patch_size, "img_size": tuple(img_size), "drop_path_rate": drop_path}
+    options |= _size_options(name) | ({"img_size": tuple(own_size)} if own_size else {})
+    model = build_timm(name, weights, options, REMEDY)
     if weights not in ("", "timm"):
         load_weights(model, name, weights)
-    if own_size != list(img_size) and hasattr(model, "set_input_size"):
+    if own_size and own_size != list(img_size) and hasattr(model, "set_input_size"):
         model.set_input_size(tuple(img_size))
     source = f"weights from {weights}" if weights else "random weights"
     logger.info("%s: %d blocks, %s", name, len(model.blocks), source)
