@@ -301,7 +301,7 @@ def test_wrong_settings_name_value_and_remedy(opts, error, message):
         ("resnet18", "not a ViT"),
         ("swin_tiny_patch4_window7_224", "not a ViT"),
         ("hiera_tiny_224", "Hiera takes no patch_size"),
-        ("beitv2_base_patch16_224", "Beit has no option to take images of different sizes"),
+        ("cait_xxs24_224", "Cait has no option to take images of another size"),
         ("naflexvit_base_patch16_gap", "timm cannot build it with .*dynamic_img_size"),
         ("vit_small_r26_s32_224", "timm cannot build it with .*AssertionError"),
     ],

@@ -20,7 +20,8 @@ from soma_det.adapters import export_to_peft, save_adapter
 from soma_det.checkpoint.exported import export_detector
 from soma_det.config import setup_cfg
 from soma_det.engine import load_model
-from soma_det.modeling.backbone.timm_vit import create_timm_vit
+from soma_det.modeling.backbone.build import create_pretrained
+from soma_det.modeling.backbone.timm_vit import find_vits
 
 EXAMPLES = """
 Examples:
@@ -68,15 +69,15 @@ def main(args: argparse.Namespace) -> None:
     if not args.vit_only:
         export_detector(model, args.output, base)
         return
-    save_adapter(model.backbone.net.model, args.output, base)
+    (vit,) = find_vits(model).values()
+    save_adapter(vit.model, args.output, base)
     if args.peft:
         export_to_peft(args.output, args.peft)
 
 
 def load_base(cfg: CfgNode):
-    """The plain ViT with the pretrained weights of the config."""
-    vit = cfg.MODEL.VIT
-    return create_timm_vit(vit.NAME, vit.WEIGHTS, vit.PATCH_SIZE, vit.IMG_SIZE, vit.DROP_PATH)
+    """The plain timm model with the pretrained weights of the config."""
+    return create_pretrained(cfg, cfg.MODEL.VIT.WEIGHTS)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ from soma_det.engine import Trainer, load_model
 from soma_det.evaluation.chart import draw_curves
 from soma_det.evaluation.results import CHART_FILE, RESULTS_FILE, TABLES_FILE, load_results
 from soma_det.evaluation.summary import WeatherSummary, domain_labels, summarize
-from soma_det.modeling.backbone.timm_vit import create_timm_vit, find_vits
+from soma_det.modeling.backbone.build import create_pretrained
+from soma_det.modeling.backbone.timm_vit import find_vits
 from soma_det.utils.files import atomic_path, write_text
 
 EXAMPLES = """
@@ -125,8 +126,7 @@ def main(args: argparse.Namespace) -> None:
     cfg = setup_cfg(args.config_file, [*args.opts, "MODEL.WEIGHTS", args.weights])
     register_from_config(cfg)
     check_data_exists(cfg.DATASETS.TEST)
-    vit = cfg.MODEL.VIT
-    pretrained = create_timm_vit(vit.NAME, vit.WEIGHTS, vit.PATCH_SIZE, vit.IMG_SIZE, vit.DROP_PATH)
+    pretrained = create_pretrained(cfg, cfg.MODEL.VIT.WEIGHTS)
     interpolator = Interpolator(load_model(cfg), pretrained)
     summaries = {}
     for number, alpha in enumerate(args.alphas, 1):

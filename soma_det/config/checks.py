@@ -10,6 +10,7 @@ from soma_det.config.adapter import check_adapter
 from soma_det.config.defaults import flatten
 
 VIT_BACKBONE = "build_soma_vit_backbone"
+HIERARCHICAL_BACKBONE = "build_soma_hierarchical_backbone"
 CHOICES = {
     "SOLVER.AMP.DTYPE": ("float16", "bfloat16"),
     "SOLVER.AMP.CPU": ("auto", "off"),
@@ -19,8 +20,13 @@ CHOICES = {
 
 
 def has_vit(cfg: CN) -> bool:
-    """Whether the backbone is this project's ViT."""
-    return cfg.MODEL.BACKBONE.NAME == VIT_BACKBONE
+    """Whether the backbone is a pretrained model of timm, plain ViT or hierarchical."""
+    return cfg.MODEL.BACKBONE.NAME in (VIT_BACKBONE, HIERARCHICAL_BACKBONE)
+
+
+def is_hierarchical(cfg: CN) -> bool:
+    """Whether the backbone is a hierarchical model of timm."""
+    return cfg.MODEL.BACKBONE.NAME == HIERARCHICAL_BACKBONE
 
 
 def check_cfg(cfg: CN) -> None:
@@ -66,18 +72,19 @@ def check_vit_name(name: str) -> None:
         raise ValueError(f"timm {timm.__version__} has no pretrained weights {name!r}. It has {known}.")
 
 
-def check_vit_size(img_size: Sequence[int], patch_size: int) -> None:
-    """Raise a ValueError unless the image's height and width, in pixels, are multiples of the patch size."""
-    if len(img_size) != 2 or any(size < 1 or size % patch_size for size in img_size):
-        raise ValueError(
-            f"MODEL.VIT.IMG_SIZE is {list(img_size)}: give [height, width], multiples of PATCH_SIZE {patch_size}."
-        )
+def check_vit_size(img_size: Sequence[int], stride: int, name: str = "PATCH_SIZE") -> None:
+    """Raise a ValueError unless the image's height and width, in pixels, are multiples of the stride."""
+    if len(img_size) != 2 or any(size < 1 or size % stride for size in img_size):
+        raise ValueError(f"MODEL.VIT.IMG_SIZE is {list(img_size)}: give [height, width], multiples of {name} {stride}.")
 
 
 def _check_vit(cfg: CN) -> None:
     vit = cfg.MODEL.VIT
     check_adapter(cfg)
     check_vit_name(vit.NAME)
+    if is_hierarchical(cfg):
+        _check_hierarchical(cfg)
+        return
     if vit.PATCH_SIZE not in (8, 16):  # the pyramid makes stride 4 of them by transposed convolutions of stride 2
         raise ValueError(f"MODEL.VIT.PATCH_SIZE is {vit.PATCH_SIZE}: set 16 or 8; pretrained weights are resampled.")
     check_vit_size(vit.IMG_SIZE, vit.PATCH_SIZE)
@@ -85,6 +92,17 @@ def _check_vit(cfg: CN) -> None:
         raise ValueError(
             f"MODEL.VIT.OUT_BLOCKS has {len(vit.OUT_BLOCKS)} blocks: give 1 (simple pyramid) or 4 (one for each level)."
         )
+
+
+def _check_hierarchical(cfg: CN) -> None:
+    for key, default in (("PATCH_SIZE", 16), ("OUT_BLOCKS", [-1])):
+        value = cfg.MODEL.VIT[key]
+        if value != default:
+            raise ValueError(
+                f"MODEL.VIT.{key} is {value}, which is for plain ViTs: leave it out with {HIERARCHICAL_BACKBONE}, "
+                "whose pyramid takes the maps of all four stages."
+            )
+    check_vit_size(cfg.MODEL.VIT.IMG_SIZE, 32, "the last stride")
 
 
 def _check_solver(cfg: CN) -> None:

@@ -32,7 +32,7 @@ def add_soma_config(cfg: CN) -> None:
 
 def _add_model(cfg: CN) -> None:
     vit = cfg.MODEL.VIT = CN()
-    vit.NAME = "vit_small_patch14_dinov2.lvd142m"  # any timm ViT whose blocks are in .blocks
+    vit.NAME = "vit_small_patch14_dinov2.lvd142m"  # docs/backbones.md lists the families
     # "" for random weights, "timm" for timm's hub, or a file (.safetensors, .pth) with the model's own weights.
     # Not read when MODEL.WEIGHTS names a checkpoint of this project, which holds the ViT too.
     # They also decide MODEL.PIXEL_MEAN and PIXEL_STD (config/pixels.py): leave those two out of config files.

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from soma_det.adapters import find_adapter_layers, is_mergeable
+from soma_det.adapters.selection import find_blocks
 from soma_det.engine.hooks import unwrap_ddp
 from soma_det.modeling.backbone.timm_vit import find_vits
 
@@ -75,7 +76,8 @@ def _backbone_in(backbone: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 @contextmanager
 def _compiled_blocks(model: nn.Module) -> Iterator[None]:
     """Blocks are compiled one by one: they are alike, so that the code of one serves all."""
-    blocks = [block for vit in find_vits(model).values() for block in vit.model.blocks]
+    vits = [vit.model for vit in find_vits(model).values()]
+    blocks = [vit.get_submodule(name) for vit in vits for name in find_blocks(vit)]
     if not blocks:
         raise ValueError("TEST.COMPILE compiles the blocks of a ViT, and this model has none: set it to False.")
     try:

@@ -148,10 +148,10 @@ def _describe_run(cfg: CfgNode) -> dict[str, str | int]:
 
 def _recipe_hooks(cfg: CfgNode, model: nn.Module, seed: int) -> list[HookBase]:
     recipe: list[HookBase] = [hooks.SeedEachIteration(seed), LossGuard()]
-    solver, frozen = cfg.SOLVER, range(cfg.MODEL.VIT.FROZEN_BLOCKS)
-    for name in find_vits(model) if frozen else ():
-        blocks = "|".join(f"blocks\\.{index}" for index in frozen)
-        recipe.append(hooks.LayerFreezing([rf"{re.escape(name)}\.model\.(patch_embed|{blocks})"]))
+    solver, frozen = cfg.SOLVER, cfg.MODEL.VIT.FROZEN_BLOCKS
+    for name, vit in find_vits(model).items() if frozen else ():
+        modules = "|".join(map(re.escape, vit.frozen_modules(frozen)))
+        recipe.append(hooks.LayerFreezing([rf"{re.escape(name)}\.model\.({modules})"]))
     if solver.FREEZING.MODULES:
         recipe.append(hooks.LayerFreezing(solver.FREEZING.MODULES, solver.FREEZING.UNTIL))
     if solver.CLIP_GRADIENTS.ENABLED:
