@@ -58,7 +58,7 @@ def label(category: str, box: tuple[float, float, float, float] | None, **attrib
 
 
 def write_bdd100k(root: Path) -> Path:
-    """Five frames of split val: by day, at night, in rain at night; one with null for labels and one without the key."""
+    """Five frames of split val: one by day, three at night, of which one in rain; labels can be null or absent."""
     box = (10.0, 5.0, 29.0, 19.0)
     by_day = [
         label("pedestrian", box),

@@ -60,7 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dataset", nargs="+", default=[], metavar="NAME", help="check these of the catalog")
     parser.add_argument("--output", default="output/data_check.jpg", metavar="FILE", help="(%(default)s)")
     parser.add_argument("--count", type=int, default=3, metavar="N", help="images drawn of each (%(default)s)")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
     args = parser.parse_args(argv)
     if bool(args.config_file) == bool(args.dataset):
         parser.error("give either --config-file or --dataset")
@@ -151,7 +151,8 @@ def describe(name: str, truth: GroundTruth) -> Iterator[str]:
     if (figure := entry.published) is None:
         yield "published figure: none known whose split and metric are stated"
     else:
-        yield f"published figure: {figure.metric} {figure.score}, {figure.detector}; on {figure.split} ({figure.source})"
+        score = f"{figure.metric} {figure.score}, {figure.detector}"
+        yield f"published figure: {score}; on {figure.split} ({figure.source})"
     yield f"terms: {entry.source.terms} ({entry.source.homepage})"
 
 

@@ -88,17 +88,20 @@ def _voc() -> Iterator[DataSet]:
 
 
 def _art() -> Iterator[DataSet]:
+    both = {"devkits": (("clipart", "train"), ("clipart", "test")), "ignore_difficult": True}
+    all_clipart = Published("29.3", f"{R101} (VOC)", "train and test", TLLIB)
+    twenty = CLASS_LISTS["voc"]
+    yield DataSet("clipart_all", sources.CLIPART, "voc", twenty, "clipart", both, all_clipart, 1000)
     kits = (
-        (sources.CLIPART, "voc", "29.3", "train and test, 1,000 images", 500),
-        (sources.WATERCOLOR, "six", "45.9", "test", 1000),
-        (sources.COMIC, "six", "25.5", "test", 1000),
+        (sources.CLIPART, "voc", "", 500),
+        (sources.WATERCOLOR, "six", "45.9", 1000),
+        (sources.COMIC, "six", "25.5", 1000),
     )
-    for source, of, score, where, count in kits:
-        style, figure = source.root.rsplit("/", 1)[-1], Published(score, f"{R101} (VOC)", where, TLLIB)
-        for split in ("train", "test"):
-            options = {"devkits": ((style, split),), "ignore_difficult": split == "test"}
-            published = figure if split == "test" else None
-            yield DataSet(f"{style}_{split}", source, "voc", CLASS_LISTS[of], style, options, published, count)
+    for (source, of, score, count), split in ((kit, split) for kit in kits for split in ("train", "test")):
+        style, test = source.root.rsplit("/", 1)[-1], split == "test"
+        options = {"devkits": ((style, split),), "ignore_difficult": test}
+        published = Published(score, f"{R101} (VOC)", "test", TLLIB) if test and score else None
+        yield DataSet(f"{style}_{split}", source, "voc", CLASS_LISTS[of], style, options, published, count)
 
 
 def _coco() -> Iterator[DataSet]:
