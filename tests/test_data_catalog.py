@@ -108,3 +108,12 @@ def test_a_misspelled_name_is_an_error_with_the_closest_of_the_catalog():
     cfg = setup_cfg(str(DAY_TO_NIGHT), [*ON_CPU, "DATASETS.TRAIN", "('bdd100k_dya_train',)"])
     with pytest.raises(ValueError, match="'bdd100k_dya_train'.*Did you mean 'bdd100k_day_train'"):
         register_from_config(cfg)
+
+
+def test_the_data_page_has_every_name_with_its_homepage_and_figure():
+    page = (ROOT / "datasets" / "README.md").read_text()
+    for name, entry in CATALOG.items():
+        written = name if name in page else name.rpartition("_")[0]  # "bdd100k_day ..., each with _train and _val"
+        assert written in page or not entry.reader, name
+        assert entry.source.homepage in page, name
+        assert entry.published is None or entry.published.score in page, name
