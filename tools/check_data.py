@@ -168,7 +168,8 @@ def compare(entry: DataSet, truth: GroundTruth, info: Mapping) -> Iterator[str]:
     other = [f"{what} {here.get(what, 0):,} here, {number:,} there" for what, number in known.items()]
     differing = [words for words, (what, number) in zip(other, known.items()) if here.get(what, 0) != number]
     if differing:
-        yield f"DIFFERS from the published numbers: {'; '.join(differing)}. {REMEDY}"
+        numbers = "numbers commonly cited, perhaps of another release" if entry.commonly_cited else "published numbers"
+        yield f"DIFFERS from the {numbers}: {'; '.join(differing)}. {REMEDY}"
     elif known:
         yield "agrees with the published numbers"
 

@@ -19,7 +19,7 @@ R101 = "Faster R-CNN R101, source only"
 def _cityscapes() -> Iterator[DataSet]:
     clear = Published("61.3", FROZEN_L, "val", DINO_TEACHER)
     foggy = Published("33.3", f"{R101} (Cityscapes)", "val, beta 0.02, without the images that have no object", TLLIB)
-    car = Published("43.4", f"{R101} (Sim10k)", "val, car", TLLIB)
+    car = Published("44.4", f"{R101} (Sim10k)", "val, car", TLLIB)
     eight, source = CLASS_LISTS["cityscapes"], sources.CITYSCAPES
     fog = {"images": ("leftImg8bit_foggy",), "beta": ("0.02",)}
     rain = {"images": ("leftImg8bit_trainval_rain/leftImg8bit_rain", "leftImg8bit_rain")}
@@ -29,7 +29,9 @@ def _cityscapes() -> Iterator[DataSet]:
         yield DataSet(
             f"cityscapes_foggy_{split}", source, "cityscapes", eight, "fog", of | fog, foggy if val else None, count
         )
-        yield DataSet(f"cityscapes_rainy_{split}", source, "cityscapes", eight, "rain", of | rain, None, rainy)
+        yield DataSet(
+            f"cityscapes_rainy_{split}", source, "cityscapes", eight, "rain", of | rain, None, rainy, {}, True
+        )
     yield DataSet("cityscapes_car_val", source, "cityscapes", ("car",), "real", {"split": "val"}, car, 500)
 
 
@@ -45,8 +47,9 @@ def _bdd100k() -> Iterator[DataSet]:
     for key, options, split in ((c + s, o, s) for s in ("train", "val") for c, o in conditions.items()):
         figure, domain = day if key == "day_val" else None, key.removesuffix(split).rstrip("_") or "all"
         of = {"split": split, **options}
-        classes = CLASS_LISTS["bdd100k"]
-        yield DataSet(f"bdd100k_{key}", sources.BDD, "scalabel", classes, domain, of, figure, counts.get(key))
+        classes, count = CLASS_LISTS["bdd100k"], counts.get(key)
+        cited = key != "val"
+        yield DataSet(f"bdd100k_{key}", sources.BDD, "scalabel", classes, domain, of, figure, count, {}, cited)
 
 
 def _acdc() -> Iterator[DataSet]:
@@ -68,23 +71,24 @@ def _photos_in_bad_light() -> Iterator[DataSet]:
         domain = folder.lower()
         yield DataSet(f"dawn_{domain}", sources.DAWN, "dawn", DIVERSE_WEATHER, domain, {"folder": folder})
     rtts = {"devkits": (("RTTS", "test"),)}
-    yield DataSet("rtts_test", sources.RTTS, "voc", DIVERSE_WEATHER, "haze", rtts, None, 4322)
-    for split in ("train", "val", "test"):
-        classes = CLASS_LISTS["exdark"]
-        yield DataSet(f"exdark_{split}", sources.EXDARK, "exdark", classes, "dark", {"split": split})
+    yield DataSet("rtts_test", sources.RTTS, "voc", DIVERSE_WEATHER, "haze", rtts, None, 4322, {}, True)
+    for split, count in (("train", 3000), ("val", 1800), ("test", 2563)):
+        classes, of = CLASS_LISTS["exdark"], {"split": split}
+        yield DataSet(f"exdark_{split}", sources.EXDARK, "exdark", classes, "dark", of, None, count, {}, True)
 
 
 def _voc() -> Iterator[DataSet]:
     sim10k = {"devkits": (("VOC2012", "trainval10k"),)}
     cars = {"car": 58701}
-    yield DataSet("sim10k_train", sources.SIM10K, "voc", ("car",), "simulated", sim10k, None, 10000, cars)
+    yield DataSet("sim10k_train", sources.SIM10K, "voc", ("car",), "simulated", sim10k, None, 10000, cars, True)
     trainval = {"devkits": (("VOC2007", "trainval"), ("VOC2012", "trainval"))}
     test = {"devkits": (("VOC2007", "test"),), "ignore_difficult": True}
     clean = Published("80.5", "Faster R-CNN R50", "test 2007", "bethgelab/robust-detection-benchmark, README")
     for prefix, of in (("voc", "voc"), ("voc_six", "six")):
         figure = clean if of == "voc" else None
-        yield DataSet(f"{prefix}_trainval", sources.VOC, "voc", CLASS_LISTS[of], "photo", trainval)
-        yield DataSet(f"{prefix}_test", sources.VOC, "voc", CLASS_LISTS[of], "photo", test, figure)
+        classes = CLASS_LISTS[of]
+        yield DataSet(f"{prefix}_trainval", sources.VOC, "voc", classes, "photo", trainval, None, 5011 + 11540)
+        yield DataSet(f"{prefix}_test", sources.VOC, "voc", classes, "photo", test, figure, 4952)
 
 
 def _art() -> Iterator[DataSet]:

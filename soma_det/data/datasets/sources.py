@@ -38,6 +38,7 @@ class DataSet:
     published: Published | None = None  # None: no figure was found that says its split and metric
     images: int | None = None  # published number, where known
     boxes: Mapping[str, int] = field(default_factory=dict)  # published number by class, where known
+    commonly_cited: bool = False  # these numbers are, and were not read at their source
 
     @property
     def command(self) -> str:
