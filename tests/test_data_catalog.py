@@ -11,11 +11,14 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 import soma_det  # noqa: F401
 from soma_det.config import setup_cfg
 from soma_det.data import check_data_exists, register_from_config
+from soma_det.data.build import build_train_loader
 from soma_det.data.datasets.catalog import CATALOG
+from soma_det.evaluation.detections import load_ground_truth
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs" / "datasets").glob("*.yaml"))
 DAY_TO_NIGHT = ROOT / "configs" / "datasets" / "bdd100k_day_to_night.yaml"
+CLASSES = CATALOG["bdd100k_day_val"].classes
 ON_CPU = ["MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", "False"]
 
 
@@ -59,6 +62,20 @@ def test_a_prepared_json_is_found_by_its_name_with_classes_and_domain(tmp_path):
     assert all(Path(record["file_name"]).is_file() for record in records)
     metadata = MetadataCatalog.get("bdd100k_night_val")
     assert (metadata.domain, tuple(metadata.thing_classes)) == ("night", CATALOG["bdd100k_night_val"].classes)
+
+
+def test_crowds_are_not_trained_on_and_do_not_count_in_tests(tmp_path):
+    prepare("bdd100k_day_val", write_bdd100k(tmp_path / "bdd100k"))
+    sizes = ["INPUT.AUGMENTATION.CROP_SIZE", "[48, 64]", "INPUT.AUGMENTATION.SCALE_RANGE", "[1.0, 1.0]"]
+    names = ["DATASETS.TRAIN", "('bdd100k_day_val',)", "DATASETS.TEST", "()", "DATASETS.SOURCE_TEST", ""]
+    loader = ["SOLVER.IMS_PER_BATCH", "1", "DATALOADER.NUM_WORKERS", "0"]
+    cfg = setup_cfg(str(DAY_TO_NIGHT), [*ON_CPU, *sizes, *names, *loader])
+    register_from_config(cfg)
+    (sample,) = next(iter(build_train_loader(cfg)))
+    trained = [CLASSES[number] for number in sample["instances"].gt_classes]
+    truth = load_ground_truth("bdd100k_day_val")
+    assert trained == ["pedestrian", "motorcycle"]
+    assert {name for name, count in truth.counts().items() if count} == set(trained) and truth.ignored.sum() == 3
 
 
 def test_a_json_that_was_prepared_after_registering_is_found_the_next_time(tmp_path):
