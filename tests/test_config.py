@@ -46,7 +46,8 @@ def test_a_config_detects(name):
 def test_test_sets_and_source_agree_in_every_config():
     for path in CONFIGS:
         cfg = setup_cfg(str(path), ON_CPU)
-        assert not cfg.DATASETS.TEST or cfg.DATASETS.SOURCE_TEST in cfg.DATASETS.TEST, path
+        if path.name != "sim10k_to_cityscapes.yaml":  # Sim10k has no test split
+            assert not cfg.DATASETS.TEST or cfg.DATASETS.SOURCE_TEST in cfg.DATASETS.TEST, path
         assert not set(cfg.DATASETS.TRAIN) & set(cfg.DATASETS.TEST), path
 
 

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from soma_det.config.defaults import flatten
 
 logger = logging.getLogger(__name__)
-LOCK_FILE = ".lock"
+LOCK_FILE = ".training.lock"
 
 
 class LockedFolderError(ValueError):

@@ -16,6 +16,16 @@ def read_classes(json_file: str) -> list[str]:
     Raises:
         ValueError: the file is not in COCO's format.
     """
+    categories = read_coco_json(json_file)["categories"]
+    return [category["name"] for category in sorted(categories, key=lambda category: category["id"])]
+
+
+def read_coco_json(json_file: str) -> dict:
+    """The content of a COCO json.
+
+    Raises:
+        ValueError: the file is not in COCO's format.
+    """
     try:
         content = json.loads(Path(json_file).read_text(encoding="utf-8"))
         fault = _find_fault(content)
@@ -23,7 +33,7 @@ def read_classes(json_file: str) -> list[str]:
         fault = f"not valid json: {error}"
     if fault:
         raise ValueError(f"{json_file} is not in COCO's format: {fault}.")
-    return [category["name"] for category in sorted(content["categories"], key=lambda category: category["id"])]
+    return content
 
 
 def _find_fault(content: object) -> str:

@@ -101,7 +101,7 @@ class _DevkitReader:
 
     def __init__(self, devkit: Path, classes: Sequence[str]):
         self.annotations, self.images = devkit / "Annotations", devkit / "JPEGImages"
-        self.files = _image_files(self.images)  # one listing instead of a look-up for each image and suffix
+        self.files = image_files(self.images)  # one listing instead of a look-up for each image and suffix
         self.classes = {name.casefold(): (index, name) for index, name in enumerate(classes)}
         self.boxes: Counter = Counter()  # class name: boxes kept
         self.unknown: Counter = Counter()  # class name: objects left out
@@ -165,7 +165,7 @@ class _DevkitReader:
         return ", ".join(f"{len(self.skipped[kind])} {kind} ({words[kind]})" for kind in sorted(words))
 
 
-def _image_files(folder: Path) -> dict[str, str]:
+def image_files(folder: Path) -> dict[str, str]:
     """File names by stem; where several images share a stem, the suffix that comes first in IMAGE_SUFFIXES wins."""
     if not folder.is_dir():
         raise FileNotFoundError(f"The folder of images {folder} does not exist. {REMEDY}")

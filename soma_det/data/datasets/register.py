@@ -1,4 +1,4 @@
-"""Registers data sets in Detectron2's catalogs: weather domains in VOC layout, and COCO json files.
+"""Registers data sets in Detectron2's catalogs: weather domains in VOC layout, COCO json files, and the catalog's.
 
 Registering weather domains reads no annotations and needs no data on disk; the files of DATASETS.COCO_JSON are checked.
 MetadataCatalog holds thing_classes; domain, the label of the weather, where one is known; and SOURCE, see below.
@@ -15,8 +15,10 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
+from soma_det.data.datasets.catalog import CATALOG
 from soma_det.data.datasets.coco_json import read_classes
 from soma_det.data.datasets.diverse_weather import DEVKIT, find_domain_folder, find_list, load_voc_domain
+from soma_det.data.datasets.prepared import MissingFile, find_image_root, prepared_file, raise_missing
 
 SOURCE = "soma_det_source"  # key in MetadataCatalog: what this module registered the data set from
 # Where a meta architecture reads its number of classes, below MODEL; the others in ROI_HEADS.
@@ -34,7 +36,7 @@ class WeatherSource(NamedTuple):
 
 
 def register_from_config(cfg: CfgNode) -> None:
-    """Register DATASETS.WEATHER and DATASETS.COCO_JSON, and check DATASETS.TRAIN and DATASETS.TEST against them.
+    """Register DATASETS.WEATHER, DATASETS.COCO_JSON, and what TRAIN and TEST name of the catalog; check these two.
 
     Raises:
         FileNotFoundError: a file or folder of DATASETS.COCO_JSON does not exist.
@@ -47,6 +49,9 @@ def register_from_config(cfg: CfgNode) -> None:
         _check_entry(entry)
         register_coco_json(*entry)
         names.append(entry[0])
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        if name not in names and name in CATALOG and CATALOG[name].reader:
+            register_prepared(name)
     _check_used(cfg, names)
 
 
@@ -104,10 +109,32 @@ def register_coco_json(name: str, json_file: str, image_root: str, domain: str |
         register_coco_instances(name, metadata | ({"domain": domain} if domain else {}), json_file, image_root)
 
 
+def register_prepared(name: str) -> None:
+    """Register a data set of the catalog, from its json where it has been prepared.
+
+    Where it has not, the classes are the catalog's, and asking for the images raises a FileNotFoundError that says how
+    to prepare them.
+
+    Raises:
+        FileNotFoundError: the json's folder of images does not exist.
+        ValueError: the json is not in COCO's format or not of tools/prepare_data.py, or other code has the name.
+    """
+    entry, path = CATALOG[name], prepared_file(name)
+    if path.is_file():
+        register_coco_json(name, str(path), find_image_root(path), entry.domain)
+        return
+    source = MissingFile(name, str(path))
+    if _make_room(name, source):
+        DatasetCatalog.register(name, functools.partial(raise_missing, source))
+        MetadataCatalog.get(name).set(thing_classes=list(entry.classes), domain=entry.domain, **{SOURCE: source})
+
+
 def check_data_exists(names: Sequence[str]) -> None:
-    """Raise a FileNotFoundError if the list of one of these weather data sets is missing; reads no annotations."""
+    """Raise a FileNotFoundError if the list or json of one of these data sets is missing; reads no annotations."""
     for name in names:
         source = MetadataCatalog.get(name).get(SOURCE)
+        if isinstance(source, MissingFile):
+            raise_missing(source)
         if isinstance(source, WeatherSource):
             find_list(source.root, source.domain, source.split)
 
@@ -154,11 +181,12 @@ def _check_used(cfg: CfgNode, registered: Sequence[str]) -> None:
     used = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     for name in used:
         if name not in DatasetCatalog:
-            near = difflib.get_close_matches(name, list(DatasetCatalog), n=1)
+            near = difflib.get_close_matches(name, [*DatasetCatalog, *CATALOG], n=1)
             raise ValueError(
                 f"DATASETS.TRAIN or DATASETS.TEST names {name!r}, which is not registered."
                 + (f" Did you mean {near[0]!r}?" if near else "")
-                + f" DATASETS.WEATHER and DATASETS.COCO_JSON give {', '.join(sorted(registered))}."
+                + f" DATASETS.WEATHER and DATASETS.COCO_JSON give {', '.join(sorted(registered))}; datasets/README.md "
+                "lists what tools/prepare_data.py prepares."
             )
     head = HEADS.get(cfg.MODEL.META_ARCHITECTURE, "ROI_HEADS")
     number = cfg.MODEL[head].NUM_CLASSES

@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 from xml.etree.ElementTree import Element, ParseError
 
 import defusedxml.ElementTree
@@ -18,6 +19,14 @@ from PIL import ExifTags, Image
 UNREADABLE_IMAGE = (OSError, SyntaxError, Image.DecompressionBombError)
 TURNED_BY_A_QUARTER = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 Box = Sequence[float]  # xmin, ymin, xmax, ymax
+
+
+class FlaggedObject(NamedTuple):
+    """An object of an annotation file: its box is as written, 1-based and inclusive."""
+
+    name: str
+    box: Box
+    difficult: bool
 
 
 class BrokenAnnotationError(ValueError):
@@ -49,13 +58,18 @@ def read_objects(path: str | Path, faults: Counter) -> list[tuple[str, Box]]:
         OSError: the file does not exist or cannot be opened.
         BrokenAnnotationError: the file cannot be parsed.
     """
+    return [(found.name, found.box) for found in read_flagged_objects(path, faults)]
+
+
+def read_flagged_objects(path: str | Path, faults: Counter) -> list[FlaggedObject]:
+    """As :func:`read_objects`, with the flag "difficult"."""
     objects = []
     for element in _parse(path).iterfind("object"):
         faults["objects with doubled tags"] += _has_doubled_tags(element)
         name = (element.findtext("name") or "").strip()
         box = _read_box(element)
         if name and box is not None:
-            objects.append((name, box))
+            objects.append(FlaggedObject(name, box, element.findtext("difficult", "0").strip() == "1"))
         else:
             faults["objects dropped without a name or box"] += 1
     return objects
