@@ -29,6 +29,7 @@ HEADS: dict[str, dict[str, object]] = {
         "MODEL.META_ARCHITECTURE": "AdaptedLwDETR",
         "MODEL.PYRAMID.OUT_CHANNELS": 128,
         "MODEL.DETR.NUM_QUERIES": 100,
+        "MODEL.DETR.GROUPS": 4,
         "SOLVER.BASE_LR": 0.0004,
     },
 }
