@@ -66,6 +66,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("give either --config-file or --dataset")
     if args.count < 1:
         parser.error("--count is a number from 1")
+    if not args.output.lower().endswith((".jpg", ".jpeg", ".png")):
+        parser.error(f"--output is {args.output}: give an image file, .jpg or .png")
     return args
 
 

@@ -32,7 +32,7 @@ A ViT that SoMA has fine-tuned, merged into the DINOv2 that it started from:
 Rein's tokens as an adapter for soma_det.adapters.load_adapter:
     python tools/convert_weights.py rein.pth rein_l.safetensors --base dinov2_vitl14_pretrain.pth
 
-Weights keep their licence: what comes from DINOv3 may only be passed on with the DINOv3 License.
+Weights keep their license: what comes from DINOv3 may only be passed on with the DINOv3 License.
 """
 
 

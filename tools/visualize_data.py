@@ -57,6 +57,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.count < 1 or args.draws < 1:
         parser.error("--count and --draws are numbers from 1")
+    if not args.output.lower().endswith((".jpg", ".jpeg", ".png")):
+        parser.error(f"--output is {args.output}: give an image file, .jpg or .png")
     return args
 
 
