@@ -8,7 +8,8 @@ python tools/train_net.py --config-file configs/demo.yaml
 import os
 from contextlib import nullcontext
 
-# OpenMP's threads wait busily for each other: beside one busy core a step took 2.9 s, and takes 1.9 s without.
+# OpenMP's threads wait busily for each other: beside one busy core a step takes 1.5 times as long. Waiting without
+# spinning costs a tenth on an idle machine (projects/Benchmarks/README.md).
 # OpenMP reads this once, when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 

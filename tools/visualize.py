@@ -7,7 +7,7 @@ python tools/visualize.py --config-file configs/demo.yaml --weights output/demo/
 import os
 
 # Before torch is imported. Beside another busy process, threads that wait by spinning make each image take 1.5 times as
-# long; alone, sleeping costs nothing.
+# long; alone, waiting costs a tenth.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import argparse
