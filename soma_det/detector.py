@@ -21,10 +21,12 @@ from PIL import Image, ImageOps
 from soma_det.checkpoint.detection_checkpoint import METADATA
 from soma_det.checkpoint.exported import is_exported
 from soma_det.config import setup_cfg
-from soma_det.engine.predictor import build_predictor
+from soma_det.engine.onnx_export import OnnxPredictor
+from soma_det.engine.predictor import Predictor, build_predictor
 from soma_det.utils.visualizer import draw_detections, read_rgb
 
 CONFIG_FILE, FINAL, LAST, EXPORTED = "config.yaml", "model_final.pth", "last_checkpoint", "detector.safetensors"
+ONNX = ".onnx"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 ImageLike = str | os.PathLike | np.ndarray | Image.Image
@@ -80,7 +82,7 @@ class Detector:
 
     Args:
         path: the folder of a run (its model_final.pth, else its last checkpoint, else its exported detector), or one
-            of these files, with the run's config.yaml beside it.
+            of these files, with the run's config.yaml beside it, or an .onnx file of tools/export_model.py.
         device: "cuda", "cpu", ...; None takes a GPU where there is one.
         confidence_threshold: 0 to 1; what is less confident is left out.
         opts: KEY VALUE words that override the run's config, such as MODEL.VIT.WEIGHTS and its file for an exported
@@ -98,14 +100,19 @@ class Detector:
         confidence_threshold: float = 0.5,
         opts: Sequence[str] = (),
     ):
+        self.predictor: Predictor | OnnxPredictor
         if not 0 <= confidence_threshold <= 1:
             raise ValueError(f"confidence_threshold is {confidence_threshold}: give a number from 0 to 1.")
+        self.confidence_threshold = confidence_threshold
         weights = find_weights(Path(path))
+        if weights.suffix == ONNX:
+            exported = OnnxPredictor(weights)
+            self.predictor, self.classes = exported, exported.classes
+            return
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         words = [*opts, "MODEL.WEIGHTS", str(weights), "MODEL.DEVICE", device, "SOLVER.AMP.ENABLED", "False"]
         cfg = setup_cfg(str(_config_beside(weights)), words)
         self.classes = read_classes(weights, cfg)
-        self.confidence_threshold = confidence_threshold
         self.predictor = build_predictor(cfg)
 
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> DetectionResult | list[DetectionResult]:

@@ -148,10 +148,11 @@ def build_head(cfg: CfgNode, shapes: list[ShapeSpec]) -> nn.Module:
 
 def image_mask(images: ImageList) -> Tensor:
     """(N, H, W) int64: 1 on the image, 0 on its padding."""
-    mask = torch.zeros((len(images), *images.tensor.shape[-2:]), dtype=torch.long, device=images.tensor.device)
-    for row, (height, width) in zip(mask, images.image_sizes):
-        row[:height, :width] = 1
-    return mask
+    height, width = images.tensor.shape[-2:]
+    sizes = torch.tensor([list(size) for size in images.image_sizes], device=images.tensor.device)
+    rows = torch.arange(height, device=sizes.device)[None, :, None] < sizes[:, :1, None]
+    columns = torch.arange(width, device=sizes.device)[None, None] < sizes[:, 1:, None]
+    return (rows & columns).long()
 
 
 def to_labels(instances: Instances, size: tuple[int, int]) -> dict[str, Tensor]:

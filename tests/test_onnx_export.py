@@ -1,0 +1,126 @@
+"""An exported detector gives what the detector gives, from a file or an array, for every head."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_export import train, write_base
+from training import CONFIG, options, tiny_cfg, write_data
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from soma_det import Detector
+from soma_det.engine.onnx_export import OnnxPredictor, export_onnx, fixed_size_detector
+
+TOOL = Path(__file__).parents[1] / "tools" / "export_model.py"
+spec = importlib.util.spec_from_file_location("export_model", TOOL)
+export_model = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(export_model)
+
+CLASSES = ("bus", "bike", "car", "motor", "person", "rider", "truck")
+HEADS = {
+    "faster_rcnn": {},
+    "cascade_rcnn": {"MODEL__ROI_HEADS__NAME": "CascadeROIHeads", "MODEL__ROI_BOX_HEAD__CLS_AGNOSTIC_BBOX_REG": True},
+    "retinanet": {
+        "MODEL__META_ARCHITECTURE": "AdaptedRetinaNet",
+        "MODEL__RETINANET__NUM_CLASSES": 7,
+        "MODEL__RETINANET__SCORE_THRESH_TEST": 0.0,
+    },
+    "lw_detr": {
+        "MODEL__META_ARCHITECTURE": "AdaptedLwDETR",
+        "MODEL__PYRAMID__OUT_CHANNELS": 16,
+        "MODEL__DETR__NUM_QUERIES": 20,
+        "MODEL__DETR__GROUPS": 2,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module", params=HEADS)
+def run(request, data, tmp_path_factory):
+    """The config of a trained detector with each head."""
+    if request.param == "lw_detr":
+        pytest.importorskip("transformers")
+        pytest.importorskip("scipy")
+    folder, base = tmp_path_factory.mktemp(request.param), tmp_path_factory.mktemp("base") / "vit.safetensors"
+    write_base(base, seed=1)
+    changes = HEADS[request.param]
+    weights = train(data, folder, str(base), **changes)
+    return tiny_cfg(data, folder, MODEL__VIT__WEIGHTS=str(base), MODEL__WEIGHTS=weights, **changes)
+
+
+def pixels(seed, height=64, width=96):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def in_order(tensors):
+    """Boxes and confidences by their coordinates: of equal confidences either may come first."""
+    boxes, scores, _ = tensors
+    order = np.lexsort(boxes.round(1).T)
+    return boxes[order], 100 * scores[order]  # so that one tolerance serves both
+
+
+def test_boxes_and_confidences_are_those_of_the_detector(run, tmp_path):
+    export_onnx(run, tmp_path / "model.onnx", (64, 96), CLASSES)
+    exported, eager = OnnxPredictor(tmp_path / "model.onnx"), fixed_size_detector(run, (64, 96))
+    for seed in range(3):
+        image = exported.prepare(pixels(seed))[0]
+        with torch.no_grad():
+            expected = [tensor.numpy() for tensor in eager(torch.from_numpy(image))]
+        found = exported.run(image)
+        assert len(found[0]) == len(expected[0]) > 5
+        for mine, theirs in zip(in_order(found), in_order(expected), strict=True):
+            np.testing.assert_allclose(mine, theirs, atol=1e-2)
+
+
+@pytest.fixture(scope="module")
+def exported(data, tmp_path_factory):
+    """A Faster R-CNN that the tool has exported and compared, and what the tool said."""
+    folder, base = tmp_path_factory.mktemp("tool"), tmp_path_factory.mktemp("base") / "vit.safetensors"
+    write_base(base, seed=1)
+    weights = train(data, folder, str(base))
+    words = [str(word) for word in options(data, folder, MODEL__VIT__WEIGHTS=str(base))]
+    arguments = ["--config-file", CONFIG, "--weights", weights, "--check", "2", "--opts", *words]
+    return folder / "model.onnx", export_model.main(export_model.parse_args(arguments))
+
+
+def test_the_tool_says_how_close_the_file_is(exported):
+    path, text = exported
+    assert path.exists() and "64 x 64 pixels" in text and "0 images have another number of detections" in text
+
+
+def test_three_lines_of_python_take_the_file(exported):
+    detector = Detector(exported[0], confidence_threshold=0.0)
+    result = detector(pixels(0, 30, 50))
+    assert detector.classes == CLASSES and len(result) > 0
+    assert result.boxes[:, [0, 2]].max() <= 50 and result.boxes[:, [1, 3]].max() <= 30
+
+
+def test_a_large_image_is_the_small_one_with_larger_boxes(exported):
+    detector = Detector(exported[0], confidence_threshold=0.0)
+    small = np.full((32, 64, 3), 90, np.uint8)
+    small[8:24, 16:40] = 200
+    large = small.repeat(4, axis=0).repeat(4, axis=1)
+    a, b = detector(small), detector(large)
+    assert abs(len(a) - len(b)) <= 2
+    np.testing.assert_allclose(4 * a.boxes[0], b.boxes[0], atol=8)
+
+
+def test_wrong_sizes_and_foreign_files_are_errors(data, tmp_path):
+    with pytest.raises(ValueError, match="multiples of 32"):
+        export_onnx(tiny_cfg(data, tmp_path), tmp_path / "m.onnx", (50, 64), CLASSES)
+    import onnx
+
+    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "g", value[:1], value[1:])
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), tmp_path / "x.onnx")
+    with pytest.raises(ValueError, match="not written by tools/export_model"):
+        OnnxPredictor(tmp_path / "x.onnx")
