@@ -52,9 +52,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--weights", required=True, metavar="FILE", help="a checkpoint or exported detector of the run")
     parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help="pixels (default: the crop, made to fit)")
     parser.add_argument("--output", metavar="FILE", help="default: model.onnx beside the weights")
-    parser.add_argument(
-        "--check", type=int, default=0, metavar="N", help="compare on N images of the source's test split"
-    )
+    parser.add_argument("--check", type=int, default=0, metavar="N", help="compare on N test images of the source")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides")
     args = parser.parse_args(argv)
     args.output = args.output or str(Path(args.weights).with_name("model.onnx"))
@@ -96,10 +94,11 @@ def compare(cfg: CfgNode, path: str, size: tuple[int, int], count: int) -> str:
         elif len(found[0]):
             boxes = max(boxes, float(np.abs(found[0] - expected[0]).max()))
             scores = max(scores, float(np.abs(found[1] - expected[1]).max()))
+    torch_ms, onnx_ms = (1000 * seconds / len(files) for seconds in times)
     return (
-        f"Against the detector itself on {len(files)} images: boxes differ by at most {boxes:.2g} pixels, confidences by "
-        f"{scores:.2g}; {unequal} images have another number of detections. {1000 * times[0] / len(files):.0f} ms an image "
-        f"in torch, {1000 * times[1] / len(files):.0f} in onnxruntime."
+        f"Against the detector itself on {len(files)} images: boxes differ by at most {boxes:.2g} pixels, confidences "
+        f"by {scores:.2g}; {unequal} images have another number of detections. {torch_ms:.0f} ms an image in torch, "
+        f"{onnx_ms:.0f} in onnxruntime."
     )
 
 
