@@ -93,7 +93,7 @@ def confusion(matched: Matched, threshold: float) -> np.ndarray:
     true_class = np.where(box >= 0, truth.category[free[box]] if len(free) else -1, number)
     np.add.at(table, (true_class, alarms.category), 1)
     missed = np.delete(free, box[box >= 0])
-    np.add.at(table, (truth.category[missed], number), 1)
+    table[:number, number] = np.bincount(truth.category[missed], minlength=number)
     return table
 
 

@@ -1,9 +1,9 @@
 """What kinds of errors cost how much AP, by TIDE.
 
 Bolya et al., A General Toolbox for Identifying Object Detection Errors, ECCV 2020, arXiv 2008.08115. Each false alarm
-is of one kind. A kind's cost is the rise of AP50 when all of its errors are repaired and no other. Costs do not add up to
-what is missing to 100. The figures are those of the packages tidecv and hotcoco, but for classes without ground truth,
-which are left out here.
+is of one kind. A kind's cost is the rise of AP50 when all of its errors are repaired and no other. Costs do not add up
+to what is missing to 100. The figures are those of the packages tidecv and hotcoco, but for classes without ground
+truth, which are left out here.
 """
 
 from dataclasses import dataclass

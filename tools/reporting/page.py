@@ -101,10 +101,11 @@ def training_charts(runs: Sequence[Run]) -> list[tuple[str, Markup, list[tuple[s
 
 def setting_differences(settings: Sequence[Mapping[str, object]]) -> list[tuple[str, list[str]]]:
     """(key, value of each run) where runs differ; of a single run, (key, [default, value]) where it differs from it."""
-    columns = [flatten(default_cfg()), *settings] if len(settings) == 1 else list(settings)
-    if not all(columns):
+    alone = len(settings) == 1
+    columns = [flatten(default_cfg()), *settings] if alone else list(settings)
+    if not all(settings):
         return []
-    keys = sorted({key for column in columns for key in column} - UNCOMPARED)
+    keys = sorted(set(settings[0] if alone else {key for column in columns for key in column}) - UNCOMPARED)
     rows = [(key, [_text(column.get(key, "not set")) for column in columns]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 
@@ -120,7 +121,7 @@ def _course(label: str, training: Iterable[Mapping], key: str, color: int) -> Li
 
 def _course_chart(title: str, lines: Sequence[Line]) -> Markup:
     x = range_axis("iteration", [x for line in lines for x in line.x], low=0)
-    return line_chart(title, lines, x, range_axis(title.split(": ")[-1], [y for line in lines for y in line.y], low=0))
+    return line_chart(title, lines, x, range_axis("", [y for line in lines for y in line.y], low=0))
 
 
 def _mean(curves: Sequence[np.ndarray]) -> np.ndarray | None:

@@ -140,7 +140,7 @@ def _read_training(run: Run) -> None:
         return
     run.training, broken = read_metrics(path)
     if broken:
-        run.missing.append(f"{METRICS_FILE}: {broken} lines cannot be read and were left out.")
+        run.missing.append(f"{METRICS_FILE}: lines that cannot be read were left out ({broken}).")
 
 
 def _analyse(run: Run, name: str, threshold: float, images: int) -> None:
@@ -160,7 +160,7 @@ def _analyse(run: Run, name: str, threshold: float, images: int) -> None:
     matched = match_boxes(truth, found)
     best, worst, problems = _draw(name, matched, threshold, images)
     if problems:
-        run.missing.append(f"{label}: {len(problems)} images are not shown. {problems[0]}")
+        run.missing.append(f"{label}: images that cannot be read are not shown ({len(problems)}). {problems[0]}")
     run.splits[name] = Split(
         truth.classes,
         precision_curves(matched),
