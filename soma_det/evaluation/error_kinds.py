@@ -49,7 +49,6 @@ def error_kinds(matched: Matched) -> ErrorKinds:
     missed[target[repairable]] = False
     repaired = _first_on_each(target, repairable)
     base = _mean_ap(matched, matched.hit)
-    everything = np.ones(len(kind), dtype=bool)
     cost = {}
     for name, number in zip(KINDS, range(len(KINDS))):
         of_kind = kind == number
@@ -61,7 +60,7 @@ def error_kinds(matched: Matched) -> ErrorKinds:
         else:
             cost[name] = _mean_ap(matched, matched.hit, ~of_kind) - base
     cost["false alarms"] = _mean_ap(matched, matched.hit, matched.hit) - base
-    cost["not found"] = _mean_ap(matched, matched.hit, everything, left_out=~matched.found()) - base
+    cost["not found"] = _mean_ap(matched, matched.hit, left_out=~matched.found()) - base
     count = {name: int((kind == number).sum()) for number, name in enumerate(KINDS)} | {"missed": int(missed.sum())}
     return ErrorKinds(base, cost, count)
 

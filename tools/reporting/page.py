@@ -87,7 +87,7 @@ def training_charts(runs: Sequence[Run]) -> list[tuple[str, Markup, list[tuple[s
     wanted = [("total loss", "total_loss"), ("learning rate", "lr")]
     charts = []
     for title, key in wanted:
-        lines = [_course(run.name, run.training, key, number) for number, run in trained]
+        lines = [_course(run.name, run.training, key, number + 1) for number, run in trained]
         charts.append((title, lines))
     for _, run in trained:
         losses = sorted({key for line in run.training for key in line if key.startswith("loss")})
