@@ -75,7 +75,7 @@ def best_overlap(
     """
     overlap = np.zeros(len(boxes))
     match = np.full(len(boxes), -1, dtype=np.int64)
-    rows, truth_rows = _rows_of_each(image), _rows_of_each(truth_image)
+    rows, truth_rows = rows_of_each(image), rows_of_each(truth_image)
     for key in rows.keys() & truth_rows.keys():
         mine, theirs = rows[key], truth_rows[key]
         iou = pairwise_iou(boxes[mine], truth_boxes[theirs])
@@ -119,7 +119,7 @@ def _first_claims(match: np.ndarray) -> np.ndarray:
     return first
 
 
-def _rows_of_each(values: np.ndarray) -> dict[int, np.ndarray]:
+def rows_of_each(values: np.ndarray) -> dict[int, np.ndarray]:
     """Value -> the positions where it stands."""
     order = np.argsort(values, kind="stable")
     different, starts = np.unique(values[order], return_index=True)
