@@ -5,15 +5,13 @@ python tools/evaluate_corruptions.py --config-file output/demo/config.yaml --wei
 """
 
 import argparse
-import fcntl
 import json
 import logging
 import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -35,6 +33,7 @@ from soma_det.data import check_data_exists, register_from_config
 from soma_det.data.dataset_mapper import WeatherMapper
 from soma_det.data.transforms.augmentation import build_test_augmentation
 from soma_det.engine import Trainer, load_model
+from soma_det.engine.output_dir import LockedFolderError, locked_output_dir
 from soma_det.evaluation.chart import draw_curves
 from soma_det.evaluation.corruptions import BENCHMARK, NAMES, SEVERITIES, WEATHER, Corruption, check_corruption
 from soma_det.evaluation.results import CHART_FILE, RESULTS_FILE, TABLES_FILE, load_results
@@ -86,20 +85,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-class CorruptedTrainer(Trainer):
-    """Evaluates on corrupted images; ``corruption`` is set before each evaluation, None for clean images."""
+def trainer_for(corruption: Corruption | None) -> type[Trainer]:
+    """A Trainer whose test images are corrupted, one at a time; None for clean ones."""
 
-    corruption: Corruption | None = None
+    class CorruptedTrainer(Trainer):
+        @classmethod
+        def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+            resize = build_test_augmentation(min_size=cfg.INPUT.MIN_SIZE_TEST, max_size=cfg.INPUT.MAX_SIZE_TEST)
+            augmentations = [*([corruption] if corruption else []), *resize]
+            mapper = WeatherMapper(is_train=False, augmentations=augmentations, image_format=cfg.INPUT.FORMAT)
+            records = get_detection_dataset_dicts([dataset_name], filter_empty=False)
+            dataset = MapDataset(DatasetFromList(records, copy=False), mapper)
+            return DataLoader(dataset, num_workers=cfg.DATALOADER.NUM_WORKERS, collate_fn=trivial_batch_collator)
 
-    @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
-        """As Trainer's, one image at a time."""
-        augmentations = build_test_augmentation(min_size=cfg.INPUT.MIN_SIZE_TEST, max_size=cfg.INPUT.MAX_SIZE_TEST)
-        before = [cls.corruption] if cls.corruption else []
-        mapper = WeatherMapper(is_train=False, augmentations=[*before, *augmentations], image_format=cfg.INPUT.FORMAT)
-        records = get_detection_dataset_dicts([dataset_name], filter_empty=False)
-        dataset = MapDataset(DatasetFromList(records, copy=False), mapper)
-        return DataLoader(dataset, num_workers=cfg.DATALOADER.NUM_WORKERS, collate_fn=trivial_batch_collator)
+    return CorruptedTrainer
 
 
 def main(args: argparse.Namespace) -> str:
@@ -116,13 +115,16 @@ def main(args: argparse.Namespace) -> str:
     text = report(read(args.output, jobs, split), args, split)
     for number, (name, severity) in enumerate(jobs, 1):
         folder = args.output / name / str(severity)
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / ".lock") as free:
-            if not free or (folder / RESULTS_FILE).exists():
-                continue
-            left = (time.monotonic() - start) / done * (len(jobs) - number + 1) if done else 0
-            logger.info("%s %d, %d of %d; %s to go", name, severity, number, len(jobs), timedelta(seconds=round(left)))
-            evaluate(cfg, model, name, severity, folder)
+        try:
+            with locked_output_dir(str(folder)):
+                if (folder / RESULTS_FILE).exists():
+                    continue
+                left = (time.monotonic() - start) / done * (len(jobs) - number + 1) if done else 0
+                words = timedelta(seconds=round(left))
+                logger.info("%s %d, %d of %d; %s to go", name, severity, number, len(jobs), words)
+                evaluate(cfg, model, name, severity, folder)
+        except LockedFolderError:  # another process evaluates it
+            continue
         done += 1
         text = report(read(args.output, jobs, split), args, split)
     return text
@@ -149,23 +151,11 @@ def restrict(cfg: CfgNode, split: str) -> CfgNode:
 
 def evaluate(cfg: CfgNode, model, name: str, severity: int, folder: Path) -> None:
     """Score one corruption into its folder."""
-    CorruptedTrainer.corruption = None if name == CLEAN else Corruption(name, severity, cfg.INPUT.FORMAT)
+    corruption = None if name == CLEAN else Corruption(name, severity, cfg.INPUT.FORMAT)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR = str(folder)
-    CorruptedTrainer.test(cfg, model)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[bool]:
-    """Yield whether this process got the lock; another one evaluates there otherwise."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+    trainer_for(corruption).test(cfg, model)
 
 
 def read(output: Path, jobs: Sequence[tuple[str, int]], split: str) -> dict[tuple[str, int], dict[str, float]]:

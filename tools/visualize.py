@@ -31,6 +31,7 @@ from drawing.split import Predict, draw_split, saved_detections
 from drawing.video import draw_video
 from soma_det.config import setup_cfg
 from soma_det.data import register_from_config
+from soma_det.detector import IMAGE_SUFFIXES
 from soma_det.engine.predictor import build_predictor
 from soma_det.evaluation import domain_labels
 from soma_det.utils.contact_sheet import contact_sheet
@@ -54,7 +55,6 @@ Detections that an evaluation has saved, without the model:
         --predictions output/demo/inference/synthdrive_night_rainy_test/coco_instances_results.json
 """
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 DRAWN = "_detections"  # ends the names of all drawings, so that none can take the place of an image
 COUNT, SHEET_ROWS, SHEET_CELL = 20, 4, 480  # images of a split alone and on a sheet, pixels of a cell's width

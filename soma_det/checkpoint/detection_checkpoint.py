@@ -22,6 +22,8 @@ from soma_det.version import __version__
 
 logger = logging.getLogger(__name__)
 
+# What torch raises for a file that is cut short, not a checkpoint, or unsafe.
+UNREADABLE = (pickle.UnpicklingError, EOFError, OSError, RuntimeError)
 PARTIAL_SUFFIX = ".partial"
 METADATA = "soma_det"  # key of a checkpoint, beside "model" and "trainer"
 
@@ -132,12 +134,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
     def _torch_load(self, f: str) -> Any:
         try:
             return torch.load(f, map_location="cpu", weights_only=True)
-        except (
-            pickle.UnpicklingError,
-            EOFError,
-            OSError,
-            RuntimeError,
-        ) as error:  # torch's for files that are cut or unsafe
+        except UNREADABLE as error:
             raise DamagedCheckpointError(
                 f"{f} cannot be read as a checkpoint: it is damaged, or holds more than tensors and plain values, "
                 f"which could execute code ({(str(error) or type(error).__name__).splitlines()[0][:80]})."
