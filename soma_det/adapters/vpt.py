@@ -52,9 +52,8 @@ class PromptedBlock(AdapterLayer):
         self.config, self.block, self.prefix = config, block, prefix
         tokens = config.tokens
         self.prompt = nn.Parameter(torch.empty(1, tokens, dim).uniform_(-bound, bound))
-        if hasattr(
-            getattr(block, "attn", None), "num_prefix_tokens"
-        ):  # rotary attention leaves these tokens without a position
+        attention = getattr(block, "attn", None)
+        if hasattr(attention, "num_prefix_tokens"):  # rotary attention leaves these tokens without a position
             block.attn.num_prefix_tokens += tokens
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
