@@ -3,9 +3,28 @@
 import json
 from pathlib import Path
 
+import prepare_data
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from voc_fixtures import write_image
 
 WIDTH, HEIGHT = 64, 48
+
+
+@pytest.fixture(autouse=True)
+def clean_catalogs(tmp_path, monkeypatch):
+    """For each test of a module that imports it: an empty folder of prepared data, and nothing registered after it."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    before = set(DatasetCatalog)
+    yield
+    for name in set(DatasetCatalog) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
+
+
+def prepare(name: str, root: Path, *options: str) -> None:
+    """Run tools/prepare_data.py."""
+    prepare_data.main(prepare_data.parse_args([name, "--root", str(root), *options]))
 
 
 def write_json(path: Path, content: object) -> None:

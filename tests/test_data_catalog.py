@@ -3,9 +3,8 @@
 import json
 from pathlib import Path
 
-import prepare_data
 import pytest
-from data_fixtures import write_acdc, write_bdd100k
+from data_fixtures import clean_catalogs, prepare, write_acdc, write_bdd100k  # noqa: F401  (a fixture for every test)
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 import soma_det  # noqa: F401
@@ -20,20 +19,6 @@ CONFIGS = sorted((ROOT / "configs" / "datasets").glob("*.yaml"))
 DAY_TO_NIGHT = ROOT / "configs" / "datasets" / "bdd100k_day_to_night.yaml"
 CLASSES = CATALOG["bdd100k_day_val"].classes
 ON_CPU = ["MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", "False"]
-
-
-@pytest.fixture(autouse=True)
-def _clean_catalogs(tmp_path, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    before = set(DatasetCatalog)
-    yield
-    for name in set(DatasetCatalog) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.pop(name, None)
-
-
-def prepare(name: str, root: Path, *options: str) -> None:
-    prepare_data.main(prepare_data.parse_args([name, "--root", str(root), *options]))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])

@@ -4,10 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import check_data
-import prepare_data
 import pytest
-from data_fixtures import write_acdc, write_bdd100k, write_cityscapes
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from data_fixtures import clean_catalogs, prepare, write_acdc, write_bdd100k, write_cityscapes  # noqa: F401
 from PIL import Image
 from voc_fixtures import CLASSES, OBJECTS, hash_tree, write_domain
 
@@ -15,20 +13,6 @@ import soma_det  # noqa: F401
 from soma_det.data.datasets.catalog import CATALOG
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(autouse=True)
-def _clean_catalogs(tmp_path, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    before = set(DatasetCatalog)
-    yield
-    for name in set(DatasetCatalog) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.pop(name, None)
-
-
-def prepare(name: str, root: Path, *options: str) -> None:
-    prepare_data.main(prepare_data.parse_args([name, "--root", str(root), *options]))
 
 
 def check(tmp_path: Path, capsys, *arguments: str) -> str:

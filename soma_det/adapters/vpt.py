@@ -54,7 +54,7 @@ class PromptedBlock(AdapterLayer):
         self.prompt = nn.Parameter(torch.empty(1, tokens, dim).uniform_(-bound, bound))
         attention = getattr(block, "attn", None)
         if hasattr(attention, "num_prefix_tokens"):  # rotary attention leaves these tokens without a position
-            block.attn.num_prefix_tokens += tokens
+            attention.num_prefix_tokens += tokens
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(N, L, C) -> (N, L, C)"""
