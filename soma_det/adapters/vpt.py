@@ -53,7 +53,8 @@ class PromptedBlock(AdapterLayer):
         tokens = config.tokens
         self.prompt = nn.Parameter(torch.empty(1, tokens, dim).uniform_(-bound, bound))
         attention = getattr(block, "attn", None)
-        if hasattr(attention, "num_prefix_tokens"):  # rotary attention leaves these tokens without a position
+        # Rotary attention leaves these tokens without a position.
+        if attention is not None and hasattr(attention, "num_prefix_tokens"):
             attention.num_prefix_tokens += tokens
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
