@@ -13,10 +13,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 
 import soma_det  # noqa: F401  (first: makes Detectron2 importable without its compiled extension)
-from benchmarks import data, evaluation, infer, init, overfit, train
+from benchmarks import data, evaluation, heads, infer, init, overfit, train
 
-BENCHMARKS = {"train": train, "infer": infer, "init": init, "data": data, "eval": evaluation, "overfit": overfit}
-ROUNDS = {"train": 15, "infer": 15, "init": 3, "data": 9, "eval": 1, "overfit": 1}
+BENCHMARKS = {
+    "train": train,
+    "infer": infer,
+    "init": init,
+    "data": data,
+    "eval": evaluation,
+    "overfit": overfit,
+    "heads": heads,
+}
+ROUNDS = {"train": 15, "infer": 15, "init": 3, "data": 9, "eval": 1, "overfit": 1, "heads": 12}
 EXAMPLES = """
 Training step of ViT-S at 384 pixels, all contestants (the default):
     python projects/Benchmarks/benchmark.py train
@@ -36,6 +44,9 @@ Inference after merging, start-up of ViT-L, data loading, and the COCO metric:
 
 Whether each detection head can learn ten images by heart (half an hour and more; goes on after an interruption):
     python projects/Benchmarks/benchmark.py overfit
+
+The demo with each head for equal time, three seeds (three hours; goes on after an interruption):
+    python projects/Benchmarks/benchmark.py heads
 
 Contestants take turns in one process, in random order. Times are medians over rounds, and a ratio is the median of the
 rounds' ratios. The figures are printed as a table and written as JSON. The others take minutes at most.

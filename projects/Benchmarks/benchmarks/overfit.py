@@ -4,6 +4,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -24,7 +25,13 @@ HEADS: dict[str, dict[str, object]] = {
     "faster_rcnn": {},
     "cascade_rcnn": {"MODEL.ROI_HEADS.NAME": "CascadeROIHeads"},
     "mask_rcnn": {"MODEL.MASK_ON": True, "MODEL.ROI_MASK_HEAD.NAME": "MaskRCNNConvUpsampleHead"},
-    "retinanet": {"MODEL.META_ARCHITECTURE": "AdaptedRetinaNet", "MODEL.RETINANET.NUM_CLASSES": 7},
+    "retinanet": {
+        "MODEL.META_ARCHITECTURE": "AdaptedRetinaNet",
+        "MODEL.RETINANET.NUM_CLASSES": 7,
+        "MODEL.ANCHOR_GENERATOR.SIZES": [
+            [size, size * 2 ** (1 / 3), size * 2 ** (2 / 3)] for size in (16, 32, 64, 128, 256)
+        ],
+    },
     "lw_detr": {
         "MODEL.META_ARCHITECTURE": "AdaptedLwDETR",
         "MODEL.PYRAMID.OUT_CHANNELS": 128,
@@ -33,23 +40,25 @@ HEADS: dict[str, dict[str, object]] = {
         "SOLVER.BASE_LR": 0.0004,
     },
 }
-# The images as they are, again and again; small heads for masks.
+MASK_HEAD: dict[str, object] = {
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 64,
+    "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 14,
+}
+# The images as they are, again and again.
 SETTINGS: dict[str, object] = {
     "INPUT.AUGMENTATION.SCALE_RANGE": [1.0, 1.0],
     "INPUT.AUGMENTATION.PHOTOMETRIC": False,
     "INPUT.RANDOM_FLIP": "none",
     "SOLVER.CHECKPOINT_PERIOD": 100,
     "DATALOADER.NUM_WORKERS": 0,
-    "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
-    "MODEL.ROI_MASK_HEAD.CONV_DIM": 64,
-    "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 14,
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Heads, length and data."""
     parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS), help="default: all")
-    parser.add_argument("--iterations", type=int, default=400, help="of 4 images (default: %(default)s)")
+    parser.add_argument("--iterations", type=int, default=600, help="of 4 images (default: %(default)s)")
     parser.add_argument("--data", default="datasets/synthdrive", help="SynthDrive's folder (default: %(default)s)")
     parser.add_argument("--runs", default="output/overfit", help="folder (default: %(default)s)")
 
@@ -88,7 +97,7 @@ def configure(head: str, args: argparse.Namespace) -> CfgNode:
     """The demo's config with another head, and its images registered."""
     schedule = {"SOLVER.MAX_ITER": args.iterations, "SOLVER.STEPS": (args.iterations * 4 // 5,)}
     place = {"DATASETS.WEATHER.ROOT": args.data, "OUTPUT_DIR": str(Path(args.runs, head)), "SEED": args.seed}
-    settings = {**SETTINGS, **HEADS[head], **schedule, **place}
+    settings = {**SETTINGS, **MASK_HEAD, **HEADS[head], **schedule, **place}
     cfg = setup_cfg(str(ROOT / "configs" / "demo.yaml"), [str(word) for pair in settings.items() for word in pair])
     register_from_config(cfg)
     register_images(cfg.DATASETS.TRAIN[0])
@@ -104,8 +113,13 @@ def register_images(source: str) -> None:
         DatasetCatalog.remove(NAME)
         MetadataCatalog.remove(NAME)
     records = [record for record in DatasetCatalog.get(source) if record["annotations"]][:IMAGES]
+    add_box_masks(records)
+    DatasetCatalog.register(NAME, lambda: records)
+    MetadataCatalog.get(NAME).set(thing_classes=MetadataCatalog.get(source).thing_classes)
+
+
+def add_box_masks(records: list[dict[str, Any]]) -> None:
+    """Give each object of Detectron2's records its whole box as mask: SynthDrive has boxes alone."""
     for annotation in (a for record in records for a in record["annotations"]):
         x0, y0, x1, y1 = annotation["bbox"]
         annotation["segmentation"] = [[x0, y0, x1, y0, x1, y1, x0, y1]]
-    DatasetCatalog.register(NAME, lambda: records)
-    MetadataCatalog.get(NAME).set(thing_classes=MetadataCatalog.get(source).thing_classes)
