@@ -13,7 +13,9 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from soma_det import Detector
-from soma_det.engine.onnx_export import OnnxPredictor, export_onnx, fixed_size_detector
+from soma_det.engine.exported_predictor import ExportedPredictor
+from soma_det.engine.fixed_size import fixed_size_detector
+from soma_det.engine.onnx_export import export_onnx
 
 TOOL = Path(__file__).parents[1] / "tools" / "export_model.py"
 spec = importlib.util.spec_from_file_location("export_model", TOOL)
@@ -73,7 +75,7 @@ def in_order(tensors):
 
 def test_boxes_and_confidences_are_those_of_the_detector(run, tmp_path):
     export_onnx(run, tmp_path / "model.onnx", (64, 96), CLASSES)
-    exported, eager = OnnxPredictor(tmp_path / "model.onnx"), fixed_size_detector(run, (64, 96))
+    exported, eager = ExportedPredictor(tmp_path / "model.onnx"), fixed_size_detector(run, (64, 96))
     for seed in range(3):
         image = exported.prepare(pixels(seed))[0]
         with torch.no_grad():
@@ -127,4 +129,4 @@ def test_wrong_sizes_and_foreign_files_are_errors(data, tmp_path):
     opset = [onnx.helper.make_opsetid("", 17)]
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), tmp_path / "x.onnx")
     with pytest.raises(ValueError, match="not written by tools/export_model"):
-        OnnxPredictor(tmp_path / "x.onnx")
+        ExportedPredictor(tmp_path / "x.onnx")
