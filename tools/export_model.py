@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 # OpenMP's threads would wait busily for each other, which slows everything down beside other processes.
@@ -28,13 +28,12 @@ from soma_det.config import setup_cfg
 from soma_det.data import check_data_exists, register_from_config
 from soma_det.detector import read_classes
 from soma_det.engine.exported_predictor import ONNX, TORCH, FixedSizePredictor, open_exported
-from soma_det.engine.fixed_size import OUTPUTS, STEP, fixed_size_detector
-from soma_det.engine.onnx_export import export_onnx, quantize_onnx
+from soma_det.engine.fixed_size import OUTPUTS, default_size, fixed_size_detector
+from soma_det.engine.onnx_export import calibration_images, export_onnx, quantize_onnx
 from soma_det.engine.torch_export import export_torch, exportable
 from soma_det.utils.visualizer import read_rgb
 
 FORMATS = {"onnx": ONNX, "torch": TORCH}
-CALIBRATION = 50  # training images that int8 takes the range of the features from
 
 EXAMPLES = """
 Examples:
@@ -74,6 +73,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.int8 and args.format != "onnx":
         parser.error(f"--int8 is for --format onnx, not for {args.format}")
+    if args.int8 and args.check:
+        parser.error("--check looks for equal numbers, which int8 has not: measure its AP by benchmark.py infer --run")
     suffix = FORMATS[args.format]
     name = f"model_int8{suffix}" if args.int8 else f"model{suffix}"
     args.output = args.output or str(Path(args.weights).with_name(name))
@@ -93,11 +94,6 @@ def main(args: argparse.Namespace) -> str:
     return f"{text}\n{compare(cfg, args.output, size, args.check)}" if args.check else text
 
 
-def default_size(cfg: CfgNode) -> list[int]:
-    """(H, W) of the training's crops, enlarged to what a detector takes."""
-    return [-(-side // STEP) * STEP for side in cfg.INPUT.AUGMENTATION.CROP_SIZE]
-
-
 def export(
     cfg: CfgNode, path: str, size: Sequence[int], classes: Sequence[str], file_format: str = "onnx", int8: bool = False
 ) -> None:
@@ -112,14 +108,7 @@ def export(
         with tempfile.TemporaryDirectory() as folder:
             whole = str(Path(folder, "model.onnx"))
             export_onnx(cfg, whole, size, classes)
-            quantize_onnx(whole, path, calibration_images(cfg, whole))
-
-
-def calibration_images(cfg: CfgNode, path: str) -> Iterator[np.ndarray]:
-    """Training images, evenly spread over the first training set, as an exported file takes them."""
-    records, predictor = DatasetCatalog.get(cfg.DATASETS.TRAIN[0]), FixedSizePredictor(*open_exported(path))
-    for record in records[:: max(1, len(records) // CALIBRATION)][:CALIBRATION]:
-        yield predictor.prepare(read_rgb(record["file_name"])[:, :, ::-1])[0]
+            quantize_onnx(whole, path, calibration_images(cfg, FixedSizePredictor(*open_exported(whole))))
 
 
 def compare(cfg: CfgNode, path: str, size: Sequence[int], count: int) -> str:

@@ -41,7 +41,7 @@ class FixedSizePredictor:
         return result[result.pred_boxes.nonempty()]
 
     def prepare(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-        """BGR (h, w, 3) uint8 -> the detector's input (3, H, W), and the height and width that the image takes there."""
+        """BGR (h, w, 3) uint8 -> the detector's input (3, H, W), and the height and width of the image in it."""
         height, width = image.shape[:2]
         scale = min(self.size[0] / height, self.size[1] / width)
         inner = max(1, round(scale * height)), max(1, round(scale * width))

@@ -70,7 +70,7 @@ class Description:
         outputs: names, in their order.
     """
 
-    size: tuple[int, int]
+    size: tuple[int, ...]
     format: str
     classes: tuple[str, ...]
     outputs: tuple[str, ...] = OUTPUTS
@@ -84,7 +84,13 @@ class Description:
         """From the JSON in ``path``; a ValueError if it has none."""
         if not text:
             raise ValueError(f"{Path(path)} was not written by tools/export_model.py: it does not say how to use it.")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(text).items()})
+        found = json.loads(text)
+        return cls(tuple(found["size"]), found["format"], tuple(found["classes"]), tuple(found["outputs"]))
+
+
+def default_size(cfg: CfgNode) -> tuple[int, ...]:
+    """(H, W) of the training's crops, pixels, enlarged to multiples of 32."""
+    return tuple(-(-side // STEP) * STEP for side in cfg.INPUT.AUGMENTATION.CROP_SIZE)
 
 
 def fixed_size_detector(cfg: CfgNode, size: Sequence[int]) -> TensorDetector:
@@ -102,7 +108,7 @@ def fixed_size_detector(cfg: CfgNode, size: Sequence[int]) -> TensorDetector:
     cfg.defrost()
     cfg.MODEL.DEVICE, cfg.INPUT.PAD_TO_CROP = "cpu", False
     cfg.freeze()
-    model = load_model(cfg)
+    model: Any = load_model(cfg)
     if is_mergeable(model):
         merge(model)
     divisor = max(model.backbone.size_divisibility, 1)

@@ -3,20 +3,24 @@
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 
 from soma_det.data.transforms.augmentation import PAD_VALUE
+from soma_det.engine.exported_predictor import FixedSizePredictor
 from soma_det.engine.fixed_size import METADATA, OUTPUTS, Description, fixed_size_detector, require
 from soma_det.utils.files import atomic_path
+from soma_det.utils.visualizer import read_rgb
 
 OPSET = 17  # ROIAlign is right from 16 on; the exporter ends at 20
 QUANTIZED = ("MatMul", "Conv", "Gemm")  # of the backbone; the heads stay in fp32: boxes and scores need the precision
+CALIBRATION = 32  # images
 
 
 def export_onnx(cfg: CfgNode, path: str | os.PathLike, size: Sequence[int], classes: Sequence[str]) -> None:
@@ -84,6 +88,13 @@ def quantize_onnx(source: str | os.PathLike, path: str | os.PathLike, images: It
         if not any(entry.key == METADATA for entry in quantized.metadata_props):
             quantized.metadata_props.extend(graph.metadata_props)
             onnx.save(quantized, str(temporary))
+
+
+def calibration_images(cfg: CfgNode, predictor: FixedSizePredictor) -> Iterator[np.ndarray]:
+    """Images for :func:`quantize_onnx`, spread evenly over the first training set, which is registered."""
+    records = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])
+    for record in records[:: max(1, len(records) // CALIBRATION)][:CALIBRATION]:
+        yield predictor.prepare(read_rgb(record["file_name"])[:, :, ::-1])[0]
 
 
 def backbone_products(graph: Any) -> list[str]:
