@@ -74,9 +74,11 @@ def in_order(tensors):
     return boxes[order], 100 * scores[order]  # so that one tolerance serves both
 
 
-def test_boxes_and_confidences_are_those_of_the_detector(run, tmp_path):
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_boxes_and_confidences_are_those_of_the_detector(run, runtime, tmp_path):
+    pytest.importorskip(runtime)
     export_onnx(run, tmp_path / "model.onnx", (64, 96), CLASSES)
-    exported, eager = ExportedPredictor(tmp_path / "model.onnx"), fixed_size_detector(run, (64, 96))
+    exported, eager = ExportedPredictor(tmp_path / "model.onnx", runtime), fixed_size_detector(run, (64, 96))
     for seed in range(3):
         image = exported.prepare(pixels(seed))[0]
         with torch.no_grad():
@@ -141,12 +143,15 @@ def test_a_large_image_is_the_small_one_with_larger_boxes(exported):
     np.testing.assert_allclose(4 * a.boxes[0], b.boxes[0], atol=8)
 
 
-def test_openvino_gives_what_onnxruntime_gives(exported):
+def test_the_runtime_is_chosen_by_its_name(exported):
     pytest.importorskip("openvino")
     found = [Detector(exported[0], confidence_threshold=0.0, runtime=name) for name in ("onnxruntime", "openvino")]
     first, second = (detector(pixels(0, 30, 50)) for detector in found)
     assert len(first) == len(second) > 0 and found[1].classes == CLASSES
     np.testing.assert_allclose(first.scores, second.scores, atol=1e-4)
+
+
+def test_unknown_runtimes_are_refused(exported):
     with pytest.raises(ValueError, match="choose one of onnxruntime, openvino"):
         Detector(exported[0], runtime="tensorrt")
 

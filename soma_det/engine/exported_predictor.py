@@ -92,7 +92,7 @@ def _onnxruntime(path: str) -> tuple[str | None, Run]:
 
 
 def _openvino(path: str) -> tuple[str | None, Run]:
-    openvino = require("openvino")
+    openvino = require("openvino", "openvino")
     core = openvino.Core()
     model = core.read_model(path)
     place = ["framework", METADATA]

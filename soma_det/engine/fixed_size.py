@@ -120,9 +120,9 @@ def fixed_size_detector(cfg: CfgNode, size: Sequence[int]) -> TensorDetector:
     return TensorDetector(model).eval()
 
 
-def require(name: str) -> Any:
-    """A module of the extra ``export``; an ImportError that says so if it is not installed."""
+def require(name: str, extra: str = "export") -> Any:
+    """An optional module; an ImportError that names the extra if it is not installed."""
     try:
         return __import__(name)
     except ImportError as error:
-        raise ImportError(f"Exported models need {name}: pip install 'soma_det[export]'.") from error
+        raise ImportError(f"Exported models need {name}: pip install 'soma_det[{extra}]'.") from error
