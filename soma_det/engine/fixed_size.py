@@ -85,7 +85,7 @@ class Description:
         if not text:
             raise ValueError(f"{Path(path)} was not written by tools/export_model.py: it does not say how to use it.")
         found = json.loads(text)
-        return cls(tuple(found["size"]), found["format"], tuple(found["classes"]), tuple(found["outputs"]))
+        return cls(tuple(found["size"]), found["format"], tuple(found["classes"]), tuple(found.get("outputs", OUTPUTS)))
 
 
 def default_size(cfg: CfgNode) -> tuple[int, ...]:
