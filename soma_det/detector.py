@@ -21,12 +21,11 @@ from PIL import Image, ImageOps
 from soma_det.checkpoint.detection_checkpoint import METADATA
 from soma_det.checkpoint.exported import is_exported
 from soma_det.config import setup_cfg
-from soma_det.engine.onnx_export import OnnxPredictor
+from soma_det.engine.exported_predictor import ONNX, TORCH, ExportedPredictor
 from soma_det.engine.predictor import Predictor, build_predictor
 from soma_det.utils.visualizer import draw_detections, read_rgb
 
 CONFIG_FILE, FINAL, LAST, EXPORTED = "config.yaml", "model_final.pth", "last_checkpoint", "detector.safetensors"
-ONNX = ".onnx"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 ImageLike = str | os.PathLike | np.ndarray | Image.Image
@@ -82,14 +81,16 @@ class Detector:
 
     Args:
         path: the folder of a run (its model_final.pth, else its last checkpoint, else its exported detector), or one
-            of these files, with the run's config.yaml beside it, or an .onnx file of tools/export_model.py.
+            of these files, with the run's config.yaml beside it, or an .onnx or .pt2 file of tools/export_model.py.
         device: "cuda", "cpu", ...; None takes a GPU where there is one.
         confidence_threshold: 0 to 1; what is less confident is left out.
         opts: KEY VALUE words that override the run's config, such as MODEL.VIT.WEIGHTS and its file for an exported
             detector.
+        runtime: of an .onnx file, "onnxruntime" or "openvino"; both run on the CPU.
 
     Raises:
         FileNotFoundError: the folder, the checkpoint or config.yaml does not exist.
+        ImportError: the runtime is not installed.
         ValueError: the checkpoint is of another config, or the threshold is outside 0 to 1.
     """
 
@@ -99,14 +100,15 @@ class Detector:
         device: str | None = None,
         confidence_threshold: float = 0.5,
         opts: Sequence[str] = (),
+        runtime: str = "onnxruntime",
     ):
-        self.predictor: Predictor | OnnxPredictor
+        self.predictor: Predictor | ExportedPredictor
         if not 0 <= confidence_threshold <= 1:
             raise ValueError(f"confidence_threshold is {confidence_threshold}: give a number from 0 to 1.")
         self.confidence_threshold = confidence_threshold
         weights = find_weights(Path(path))
-        if weights.suffix == ONNX:
-            exported = OnnxPredictor(weights)
+        if weights.suffix in (ONNX, TORCH):
+            exported = ExportedPredictor(weights, runtime)
             self.predictor, self.classes = exported, exported.classes
             return
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")

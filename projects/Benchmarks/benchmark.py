@@ -42,6 +42,9 @@ Inference after merging, start-up of ViT-L, data loading, and the COCO metric:
     python projects/Benchmarks/benchmark.py data
     python projects/Benchmarks/benchmark.py eval --output output/benchmark/eval.json
 
+A trained detector by eager torch, torch.compile, onnxruntime and OpenVINO, in fp32 and int8, and what AP each has:
+    python projects/Benchmarks/benchmark.py infer --run output/demo --images 60
+
 Whether each detection head can learn ten images by heart (half an hour and more; goes on after an interruption):
     python projects/Benchmarks/benchmark.py overfit
 

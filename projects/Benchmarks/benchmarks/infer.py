@@ -1,4 +1,4 @@
-"""Inference of a merged ViT beside the plain one."""
+"""Inference of a merged ViT beside the plain one, or with --run of a trained detector by several runtimes."""
 
 import argparse
 import copy
@@ -6,6 +6,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from benchmarks import runtimes
 from benchmarks.contestants import adapt, create_vit
 from benchmarks.detector import random_images
 from benchmarks.report import Limit, Report
@@ -18,11 +19,14 @@ OUTPUT_LIMIT = {"float32": 1e-5}  # relative; lower precisions round more
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """This benchmark has no options of its own."""
+    """Those of a trained detector; without --run it is the backbone alone."""
+    runtimes.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> Report:
     """Time the forward pass before and after merging, and compare outputs and modules."""
+    if args.run:
+        return runtimes.run(args)
     models = build_models(args)
     x = torch.stack([p["image"] for p in random_images(args.batch, args.pixels, args.seed, False)]).float()
     x = x.div(255).to(args.device)

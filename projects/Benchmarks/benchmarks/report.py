@@ -11,7 +11,10 @@ from tabulate import tabulate
 
 from soma_det.utils.machine import count_cores, cpu_name
 
-PACKAGES = ("torch", "torchvision", "timm", "peft", "numpy", "opencv-python", "pycocotools", "faster-coco-eval")
+PACKAGES = (
+    "torch", "torchvision", "timm", "peft", "numpy", "opencv-python", "pycocotools", "faster-coco-eval", "onnxruntime",
+    "openvino",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

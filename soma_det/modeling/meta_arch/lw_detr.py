@@ -107,6 +107,8 @@ class LwDETR(DenseDetector):
         corners = torch.cat([center - extent / 2, center + extent / 2], dim=1)
         result.pred_boxes = Boxes(corners * corners.new_tensor([size[1], size[0]] * 2))
         result.scores, result.pred_classes = scores, best % classes
+        if torch.compiler.is_exporting():  # which cannot follow that empty boxes are removed
+            return result
         return detector_postprocess(result, entry.get("height", size[0]), entry.get("width", size[1]))
 
 
