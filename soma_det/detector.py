@@ -81,7 +81,7 @@ class Detector:
 
     Args:
         path: the folder of a run (its model_final.pth, else its last checkpoint, else its exported detector), or one
-            of these files, with the run's config.yaml beside it, or an .onnx or .pt2 file of tools/export_model.py.
+            of these files, with the run's config.yaml beside it, or an .onnx file of tools/export_model.py.
         device: "cuda", "cpu", ...; None takes a GPU where there is one.
         confidence_threshold: 0 to 1; what is less confident is left out.
         opts: KEY VALUE words that override the run's config, such as MODEL.VIT.WEIGHTS and its file for an exported
@@ -91,7 +91,7 @@ class Detector:
     Raises:
         FileNotFoundError: the folder, the checkpoint or config.yaml does not exist.
         ImportError: the runtime is not installed.
-        ValueError: the checkpoint is of another config, or the threshold is outside 0 to 1.
+        ValueError: the checkpoint is of another config or a .pt2 file, or the threshold is outside 0 to 1.
     """
 
     def __init__(
@@ -107,7 +107,12 @@ class Detector:
             raise ValueError(f"confidence_threshold is {confidence_threshold}: give a number from 0 to 1.")
         self.confidence_threshold = confidence_threshold
         weights = find_weights(Path(path))
-        if weights.suffix in (ONNX, TORCH):
+        if weights.suffix == TORCH:
+            raise ValueError(
+                f"{weights} is a program of torch.export, and torch unpickles parts of these, which can execute code. "
+                "If you trust the file, load it yourself: torch.export.load(path).module(). Else export with --format onnx."
+            )
+        if weights.suffix == ONNX:
             exported = ExportedPredictor(weights, runtime)
             self.predictor, self.classes = exported, exported.classes
             return

@@ -100,14 +100,8 @@ def test_torch_export_follows_the_detr_to_its_boxes_and_the_others_to_their_pyra
         expected = eager(torch.from_numpy(image))
     for mine, theirs in zip(exported(image), expected, strict=True):
         np.testing.assert_allclose(mine, theirs.numpy(), atol=1e-4)
-    if whole:
-        detector = Detector(tmp_path / "model.pt2", confidence_threshold=0.0)
-        results = detector([pixels(0), pixels(1)])
-        assert [len(result) > 5 for result in results] == [True, True] and detector.classes == CLASSES
-        assert results[0].draw().shape[2] == 3
-    else:
-        with pytest.raises(ValueError, match="ViT and pyramid alone"):
-            Detector(tmp_path / "model.pt2")
+    with pytest.raises(ValueError, match="unpickles"):
+        Detector(tmp_path / "model.pt2")
 
 
 @pytest.fixture(scope="module")

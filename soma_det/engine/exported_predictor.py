@@ -11,7 +11,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 
 from soma_det.data.transforms.augmentation import PAD_VALUE
-from soma_det.engine.fixed_size import METADATA, OUTPUTS, Description, require
+from soma_det.engine.fixed_size import METADATA, Description, require
 
 Run = Callable[[np.ndarray], list[np.ndarray]]  # the image (3, H, W) float32 -> the outputs
 ONNX, TORCH = ".onnx", ".pt2"
@@ -55,27 +55,23 @@ class ExportedPredictor(FixedSizePredictor):
     """Runs a file of tools/export_model.py on the CPU, with as many threads as torch has.
 
     Args:
-        path: .onnx or .pt2.
+        path: .onnx.
         runtime: of an .onnx file, "onnxruntime" or "openvino".
 
     Raises:
         ImportError: the runtime is not installed.
-        ValueError: tools/export_model.py did not write the file, or it holds the backbone alone, or there is no such
-            runtime.
+        ValueError: tools/export_model.py did not write the file, or there is no such runtime.
     """
 
     def __init__(self, path: str | os.PathLike, runtime: str = "onnxruntime"):
-        described, run = open_exported(path, runtime)
-        if described.outputs != OUTPUTS:
-            raise ValueError(
-                f"{Path(path)} holds ViT and pyramid alone, because torch.export cannot follow this detector's head: "
-                "export it with --format onnx."
-            )
-        super().__init__(described, run)
+        super().__init__(*open_exported(path, runtime))
 
 
 def open_exported(path: str | os.PathLike, runtime: str = "onnxruntime") -> tuple[Description, Run]:
-    """What an exported file says of itself, and the function that runs it; arguments as of ExportedPredictor."""
+    """What an exported file says of itself, and the function that runs it; arguments as of ExportedPredictor.
+
+    A .pt2 file is opened too. Torch unpickles parts of it: give only what this process has written.
+    """
     if runtime not in RUNTIMES:
         raise ValueError(f"The runtime is {runtime!r}: choose one of {', '.join(RUNTIMES)}.")
     text, run = _torch(str(path)) if Path(path).suffix == TORCH else RUNTIMES[runtime](str(path))
