@@ -110,7 +110,7 @@ class Detector:
         if weights.suffix == TORCH:
             raise ValueError(
                 f"{weights} is a program of torch.export, and torch unpickles parts of these, which can execute code. "
-                "If you trust the file, load it yourself: torch.export.load(path).module(). Else export with --format onnx."
+                "If you trust it, load it yourself: torch.export.load(path).module(). Else export with --format onnx."
             )
         if weights.suffix == ONNX:
             exported = ExportedPredictor(weights, runtime)
