@@ -62,6 +62,14 @@ def _scalar(dtype: _Dtype, content: bytes | str) -> int | float | bool:
     return np.frombuffer(raw, dtype.dtype)[0].item()
 
 
+def _from_buffer(content: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str, axes: Any = None) -> _Array:
+    if axes is not None:
+        raise RefusedPickleError(f"It holds an array with permuted axes. {REMEDY}")
+    array = _Array()
+    array.__setstate__((1, shape, dtype, order == "F", content))
+    return array
+
+
 def _latin1(text: str, *_: Any) -> bytes:
     return text.encode("latin1")
 
@@ -69,6 +77,7 @@ def _latin1(text: str, *_: Any) -> bytes:
 STAND_INS: dict[tuple[str, str], Callable] = {
     **{(f"{core}.multiarray", "_reconstruct"): _Array for core in ("numpy.core", "numpy._core")},
     **{(f"{core}.multiarray", "scalar"): _scalar for core in ("numpy.core", "numpy._core")},
+    **{(f"{core}.numeric", "_frombuffer"): _from_buffer for core in ("numpy.core", "numpy._core")},
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,
     ("_codecs", "encode"): _latin1,
