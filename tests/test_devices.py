@@ -27,9 +27,8 @@ def adapted_on_cpu(case):
 def test_an_adapted_backbone_leaves_no_tensor_on_the_cpu(case, dtype):
     backbone = adapted_on_cpu(case)
     fake = to_fake(backbone, mode := FakeTensorMode(allow_non_fake_inputs=False))
-    with mode:
-        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32), torch.no_grad():
-            features = fake(torch.empty(1, 3, 64, 96, device="cuda"))
+    with mode, torch.autocast("cuda", dtype, enabled=dtype != torch.float32), torch.no_grad():
+        features = fake(torch.empty(1, 3, 64, 96, device="cuda"))
     assert [tuple(feature.shape[2:]) for feature in features.values()][:2] == [(16, 24), (8, 12)]
     assert {feature.device.type for feature in features.values()} == {"cuda"}
 
