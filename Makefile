@@ -2,6 +2,7 @@
 # make demo        generate data, train, evaluate in every weather, draw
 # make test        the test suite
 # make test-slow   the tests that take minutes
+# make fuzz        20,000 made-up files for every reader
 # make lint        ruff and mypy
 # make docs        the documentation, in site/
 # make benchmark   the CPU rows of projects/Benchmarks/README.md
@@ -15,7 +16,7 @@ STAMP := .venv/.soma_det-$(shell cat requirements/*.txt pyproject.toml tools/set
 BENCHMARK := $(PYTHON) projects/Benchmarks/benchmark.py
 PYTEST := $(PYTHON) -m pytest tests --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help setup test test-slow lint docs demo benchmark clean
+.PHONY: help setup test test-slow fuzz lint docs demo benchmark clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -36,6 +37,9 @@ test: setup
 
 test-slow: setup
 	$(PYTEST) -m slow
+
+fuzz: setup
+	SOMA_DET_FUZZ_CASES=20000 $(PYTHON) -m pytest tests/test_fuzzing.py
 
 lint: setup
 	$(PYTHON) -m ruff check .

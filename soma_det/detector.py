@@ -16,14 +16,16 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.structures import Boxes, Instances
-from PIL import Image, ImageOps
+from PIL import Image
 
 from soma_det.checkpoint.detection_checkpoint import METADATA
 from soma_det.checkpoint.exported import is_exported
 from soma_det.config import setup_cfg
 from soma_det.engine.exported_predictor import ONNX, TORCH, ExportedPredictor
 from soma_det.engine.predictor import Predictor, build_predictor
-from soma_det.utils.visualizer import draw_detections, read_rgb
+from soma_det.utils.images import read_image
+from soma_det.utils.images import to_rgb as pil_to_rgb
+from soma_det.utils.visualizer import draw_detections
 
 CONFIG_FILE, FINAL, LAST, EXPORTED = "config.yaml", "model_final.pth", "last_checkpoint", "detector.safetensors"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -159,9 +161,9 @@ def to_rgb(image: ImageLike) -> np.ndarray:
     if isinstance(image, (str, os.PathLike)):
         if not Path(image).is_file():
             raise FileNotFoundError(f"There is no image {image}.")
-        return read_rgb(image)
+        return read_image(image)
     if isinstance(image, Image.Image):
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        return pil_to_rgb(image)
     if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         what = f"{image.shape} {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
         raise ValueError(f"An image is a file, a PIL image, or an array (H, W, 3) of uint8 in RGB; this is {what}.")

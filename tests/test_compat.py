@@ -29,7 +29,7 @@ REQUIRED = {
     "data.build:get_detection_dataset_dicts": "names filter_empty",
     "data.build:trivial_batch_collator": "batch",
     "data.datasets:register_coco_instances": "name metadata json_file image_root",
-    "data.detection_utils:read_image": "file_name format",
+    "data.detection_utils:check_image_size": "dataset_dict image",
     "data.samplers:InferenceSampler": "size",
     "data.transforms:RandomFlip": "prob",
     "data.transforms:ResizeShortestEdge": "short_edge_length max_size",

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import soma_det  # noqa: F401  (first: makes Detectron2 importable without its compiled extension)
 from soma_det.checkpoint.layouts import MARKS, Converted, State, convert, find_layout, unwrap
+from soma_det.checkpoint.pickled import read_model_zoo
 from soma_det.utils.files import atomic_path
 
 EXAMPLES = """
@@ -32,6 +33,9 @@ A ViT that SoMA has fine-tuned, merged into the DINOv2 that it started from:
 Rein's tokens as an adapter for soma_det.adapters.load_adapter:
     python tools/convert_weights.py rein.pth rein_l.safetensors --base dinov2_vitl14_pretrain.pth
 
+A .pkl file of Detectron2's model zoo, for MODEL.WEIGHTS; it is read without running anything that it names:
+    python tools/convert_weights.py model_final_280758.pkl model_final.pth
+
 Weights keep their license: what comes from DINOv3 may only be passed on with the DINOv3 License.
 """
 
@@ -43,13 +47,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", metavar="IN", help=".pth, .pt, .bin or .safetensors")
-    parser.add_argument("target", metavar="OUT", help=".safetensors")
+    parser.add_argument("source", metavar="IN", help=".pth, .pt, .bin, .safetensors, or .pkl of Detectron2")
+    parser.add_argument("target", metavar="OUT", help=".safetensors; .pth from .pkl")
     parser.add_argument("--layout", default="auto", choices=["auto", *sorted(MARKS)], help="default: by the names")
     parser.add_argument("--base", metavar="FILE", help="pretrained DINOv2 that SoMA or Rein was trained on, any layout")
     args = parser.parse_args(argv)
-    if not args.target.endswith(".safetensors"):
-        parser.error(f"OUT is {args.target}: give it the suffix .safetensors")
+    suffix = ".pth" if args.source.endswith(".pkl") else ".safetensors"
+    if not args.target.endswith(suffix):
+        parser.error(f"OUT is {args.target}: give it the suffix {suffix}")
     return args
 
 
@@ -79,6 +84,14 @@ def read_base(path: str) -> State:
     return state if timms_own else convert(state).tensors
 
 
+def convert_model_zoo(source: str, target: str) -> int:
+    """Write a .pkl file of Detectron2 as a .pth file; returns the number of weights."""
+    tensors, rest = read_model_zoo(source)
+    with atomic_path(target) as temporary:
+        torch.save({"model": tensors, **rest}, temporary)
+    return len(tensors)
+
+
 def main(args: argparse.Namespace) -> tuple[str, Converted]:
     """Convert the file that the command line names; returns its layout and what was written."""
     state = read(args.source)
@@ -93,6 +106,10 @@ def main(args: argparse.Namespace) -> tuple[str, Converted]:
 if __name__ == "__main__":
     arguments = parse_args()
     try:
+        if arguments.source.endswith(".pkl"):
+            count = convert_model_zoo(arguments.source, arguments.target)
+            print(f"Wrote {arguments.target}: {count} weights, for MODEL.WEIGHTS.")
+            sys.exit()
         layout, written = main(arguments)
     except (ValueError, OSError) as error:
         sys.exit(f"convert_weights.py: error: {error}")

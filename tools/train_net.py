@@ -145,7 +145,7 @@ def start(args):
     """Run :func:`main` in as many processes as --num-gpus says."""
     try:
         check_processes(setup_cfg(args.config_file, args.opts), args.num_gpus)
-    except ValueError as error:  # said once, and before there are processes
+    except (ValueError, OSError) as error:  # said once, and before there are processes
         raise SystemExit(f"train_net.py: {error}") from error
     launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
 

@@ -113,6 +113,8 @@ def describe_adapter(
 
 def apply_adapter(model: nn.Module, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[str]:
     """As :func:`load_adapter`, for what :func:`describe_adapter` gives."""
+    missing = {"base", "base_sha256", "kind", "method"} - metadata.keys()
+    require(not missing, f"The adapter's file does not name its {', '.join(sorted(missing))}: it is damaged.")
     require(not find_adapter_layers(model), "The model is adapted already: merge it first, or build it again.")
     require(
         base_sha256(model) == metadata["base_sha256"],
@@ -128,10 +130,7 @@ def apply_adapter(model: nn.Module, tensors: Mapping[str, Tensor], metadata: Map
             a, b = (tensors[f"{name}.{part}"].to(linear.weight.device, dtype) for part in "ab")
             replace_module(model, name, LoraLinear.with_change(linear, a, b))
     elif metadata["method"] != "parameters":
-        method = metadata["method"]
-        require(method in ADAPTERS, f"The adapter's method {method!r} is unknown: import the module that registers it.")
-        config = ADAPTERS[method](**json.loads(metadata["config"]))
-        adapt(model, config, json.loads(metadata["blocks"]), json.loads(metadata["targets"]), initialize=False)
+        _adapt_as_described(model, metadata, max((tensor.numel() for tensor in tensors.values()), default=0))
     model.requires_grad_(False)
     own = dict(model.named_parameters())
     for name, tensor in tensors.items():
@@ -140,6 +139,20 @@ def apply_adapter(model: nn.Module, tensors: Mapping[str, Tensor], metadata: Map
         own[name].data.copy_(tensor)
         own[name].requires_grad_(True)
     return list(tensors)
+
+
+def _adapt_as_described(model: nn.Module, metadata: Mapping[str, str], largest: int) -> None:
+    """Adapt a model by the words of a file, whose tensors have up to ``largest`` numbers."""
+    method = metadata["method"]
+    require(method in ADAPTERS, f"The adapter's method {method!r} is unknown: import the module that registers it.")
+    try:
+        settings, blocks, targets = (json.loads(metadata[key]) for key in ("config", "blocks", "targets"))
+        sizes = [value for key, value in settings.items() if key != "seed" and isinstance(value, int)]
+        if any(size > largest for size in sizes):
+            raise ValueError(f"a setting of {max(sizes)} is larger than its tensors")
+        adapt(model, ADAPTERS[method](**settings), blocks, targets, initialize=False)
+    except Exception as error:  # a description that was changed can fail at any place
+        raise ValueError(f"The adapter's description is damaged or of another model: {error!r}.") from error
 
 
 def base_sha256(base: nn.Module | Mapping[str, Tensor]) -> str:

@@ -126,8 +126,9 @@ class AtomicCheckpointer(DetectionCheckpointer):
         if not filename.endswith((".pth", ".pt")):
             raise ValueError(
                 f"{filename} is not a checkpoint that can be read safely: give a .pth file, or one that "
-                "tools/export_adapter.py has written. Pickled weights (.pkl) can execute code; a model trained here "
-                "starts from MODEL.VIT.WEIGHTS instead."
+                "tools/export_adapter.py has written. Pickled weights (.pkl) can execute code: "
+                "tools/convert_weights.py makes a .pth file of Detectron2's own; a model trained here starts from "
+                "MODEL.VIT.WEIGHTS instead."
             )
         return super()._load_file(filename)
 

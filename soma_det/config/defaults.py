@@ -114,6 +114,10 @@ def _add_solver(cfg: CN) -> None:
     # place of the one towards 0. 0: not at all.
     cfg.SOLVER.BACKBONE_DECAY_TO_START = 0.0
 
+    # Torch's deterministic algorithms: the same seed gives the same weights, to the bit, on the same machine. Slower on
+    # GPUs; an operation that has no such algorithm there is an error.
+    cfg.SOLVER.DETERMINISTIC = False
+
     cfg.SOLVER.SKIP_NON_FINITE = 0  # steps whose loss is not finite that are left out before the training stops
     cfg.SOLVER.CHECKPOINTS_KEPT = 0  # the newest ones of SOLVER.CHECKPOINT_PERIOD; 0: all
 

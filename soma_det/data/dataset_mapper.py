@@ -1,18 +1,21 @@
 """Turns a record of a data set into a model's input."""
 
+import copy
 from importlib.util import find_spec
 
+import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetMapper
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import check_image_size
 
-from soma_det.data.datasets.voc_xml import UNREADABLE_IMAGE
 from soma_det.data.transforms.augmentation import build_test_augmentation, build_train_augmentation
 from soma_det.data.transforms.fourier import FourierMixing
 from soma_det.data.transforms.simulated_weather import SimulatedWeather
+from soma_det.utils.images import UnreadableImageError, read_image
 
-
-class UnreadableImageError(OSError):
-    """An image file that is missing, cut short or broken; the message names it."""
+__all__ = ["UnreadableImageError", "WeatherMapper"]
 
 
 class WeatherMapper(DatasetMapper):
@@ -47,11 +50,22 @@ class WeatherMapper(DatasetMapper):
         return dict(is_train=is_train, augmentations=augmentations, image_format=settings.FORMAT, **masks)
 
     def __call__(self, dataset_dict: dict) -> dict:
-        """Raises an UnreadableImageError if the image cannot be read."""
-        try:
-            return super().__call__(dataset_dict)
-        except UNREADABLE_IMAGE as error:
-            raise UnreadableImageError(f"Cannot read the image {dataset_dict['file_name']}: {error}") from error
+        """As Detectron2's, without semantic masks and proposals; reads images as Detector does.
+
+        Raises:
+            UnreadableImageError: the image cannot be read.
+        """
+        record = copy.deepcopy(dataset_dict)
+        image = read_image(record["file_name"], self.image_format)
+        check_image_size(record, image)
+        augmented = T.AugInput(image)
+        transforms = self.augmentations(augmented)
+        record["image"] = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
+        if not self.is_train:
+            record.pop("annotations", None)
+        elif "annotations" in record:
+            self._transform_annotations(record, transforms, augmented.image.shape[:2])
+        return record
 
 
 def _simulated_weather(cfg: CfgNode) -> list[SimulatedWeather]:

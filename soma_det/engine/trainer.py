@@ -29,6 +29,7 @@ from soma_det.engine.amp import mixed_precision_trainer, training_dtype
 from soma_det.engine.averaging import WeightAveraging
 from soma_det.engine.cpu import training_attention
 from soma_det.engine.decay_to_start import DecayToStart
+from soma_det.engine.determinism import set_determinism
 from soma_det.engine.divergence import LossGuard, NonFiniteLossError, SkipNonFinite
 from soma_det.engine.inference import prepared_for_inference
 from soma_det.engine.kept_checkpoints import BestOnSource, CheckpointPruning
@@ -48,6 +49,7 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode):
         self.skipping = SkipNonFinite(cfg.SOLVER.SKIP_NON_FINITE)
+        set_determinism(cfg.SOLVER.DETERMINISTIC)
         with compat.ddp_on(cfg.MODEL.DEVICE):
             super().__init__(cfg)
         dtype = training_dtype(cfg)

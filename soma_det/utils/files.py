@@ -28,6 +28,15 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def leaves_folder(name: str) -> bool:
+    """Whether a file name that came with a data set would leave the folder it is relative to, by its letters alone.
+
+    Links inside the folder are the user's own and are followed.
+    """
+    parts = name.replace("\\", "/").split("/")
+    return not name or parts[0] == "" or parts[0].endswith(":") or ".." in parts or "\0" in name
+
+
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     """Write ``data``, atomically."""
     with atomic_path(path) as temporary:

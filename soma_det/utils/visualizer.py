@@ -1,18 +1,16 @@
 """Draws detections and ground truth with Detectron2's Visualizer. All images are RGB, (H, W, 3), uint8."""
 
 import colorsys
-import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import VisImage, Visualizer
 from matplotlib.colors import to_rgb
 from matplotlib.patheffects import withStroke
 
-from soma_det.data.datasets.voc_xml import UNREADABLE_IMAGE
 from soma_det.evaluation.detections import box_xyxy
+from soma_det.utils.images import read_image as read_rgb  # noqa: F401  (what is drawn on)
 
 Color = tuple[float, float, float]  # RGB, 0 to 1
 Rectangle = tuple[float, float, float, float]  # x0, y0, x1, y1
@@ -128,18 +126,6 @@ def draw_detections(
 def draw_ground_truth(image: np.ndarray, record: Mapping, classes: Sequence[str], width: int = 0) -> np.ndarray:
     """The image with the annotations of its record (Detectron2's format); ``width`` as in :func:`draw_detections`."""
     return BoxVisualizer(image, classes, _scale(image, width)).draw_dataset_dict(record).get_image()
-
-
-def read_rgb(path: str | os.PathLike) -> np.ndarray:
-    """The image as RGB (H, W, 3) uint8, turned as its EXIF orientation says.
-
-    Raises:
-        OSError: it cannot be read; the message names the file.
-    """
-    try:
-        return np.ascontiguousarray(read_image(os.fspath(path), format="RGB"))
-    except UNREADABLE_IMAGE as error:
-        raise OSError(f"Cannot read the image {path}: {error}") from error
 
 
 def _scale(image: np.ndarray, width: int) -> float:

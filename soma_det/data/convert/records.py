@@ -4,7 +4,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from soma_det.data.datasets.voc_xml import UNREADABLE_IMAGE, image_size
+from soma_det.utils.files import leaves_folder
+from soma_det.utils.images import UnreadableImageError, image_size
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,16 @@ class Report:
 
 
 def measure(root: Path, file_name: str, report: Report) -> tuple[int, int] | None:
-    """Width and height of an image, pixels; None, and noted, if it is missing or unreadable."""
+    """Width and height of an image, pixels; None, and noted, if it is missing, unreadable or not below the root."""
+    if leaves_folder(file_name):
+        report.skipped["with a path that leaves the folder of the data set"].append(file_name)
+        return None
     if not (root / file_name).is_file():
         report.skipped["without an image"].append(file_name)
         return None
     try:
         return image_size(root / file_name)
-    except UNREADABLE_IMAGE:
+    except UnreadableImageError:
         report.skipped["with an unreadable image"].append(file_name)
         return None
 

@@ -22,7 +22,10 @@ def read_voc(
         listing = find(devkit, f"ImageSets/Main/{split}.txt").read_text(encoding="utf-8-sig")
         files = image_files(find(devkit, "JPEGImages"))
         for image_id in dict.fromkeys(line.strip() for line in listing.splitlines() if line.strip()):
-            image = devkit / "JPEGImages" / files.get(image_id, image_id)
+            if image_id not in files:  # also what would lead out of the folder
+                report.skipped["without an image"].append(f"{folder}/JPEGImages/{image_id}")
+                continue
+            image = devkit / "JPEGImages" / files[image_id]
             yield from _read(root, image, devkit / "Annotations" / f"{image_id}.xml", report, ignore_difficult)
 
 

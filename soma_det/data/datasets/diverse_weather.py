@@ -18,6 +18,7 @@ from detectron2.utils import comm
 from tqdm import tqdm
 
 from soma_det.data.datasets import voc_xml
+from soma_det.utils.images import UnreadableImageError, image_size
 
 logger = logging.getLogger(__name__)
 
@@ -114,8 +115,8 @@ class _DevkitReader:
             return "without an image"
         path = self.images / self.files[image_id]
         try:
-            width, height = voc_xml.image_size(path)
-        except voc_xml.UNREADABLE_IMAGE:
+            width, height = image_size(path)
+        except UnreadableImageError:
             return "with an unreadable image"
         try:
             objects = voc_xml.read_objects(self.annotations / f"{image_id}.xml", self.faults)

@@ -22,7 +22,8 @@ def prepared_file(name: str) -> Path:
 
 def read_info(path: Path) -> dict:
     """The "info" of a json: how it was made, its ``image_root``, and what was not taken over; empty if it has none."""
-    info = json.loads(path.read_text(encoding="utf-8")).get("info")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    info = content.get("info") if isinstance(content, dict) else None
     return info if isinstance(info, dict) else {}
 
 
@@ -34,7 +35,7 @@ def find_image_root(path: Path) -> str:
         FileNotFoundError: the folder is gone.
     """
     root = read_info(path).get("image_root")
-    if not root:
+    if not isinstance(root, str) or not root:
         raise ValueError(
             f"{path} does not say where its images are, as files of tools/prepare_data.py do: list it in "
             "DATASETS.COCO_JSON with its folder, or prepare it."

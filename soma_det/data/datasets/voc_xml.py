@@ -13,11 +13,7 @@ from typing import NamedTuple
 from xml.etree.ElementTree import Element, ParseError
 
 import defusedxml.ElementTree
-from PIL import ExifTags, Image
 
-# What Pillow raises for files that are not images, cut short, or altered.
-UNREADABLE_IMAGE = (OSError, SyntaxError, Image.DecompressionBombError)
-TURNED_BY_A_QUARTER = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 Box = Sequence[float]  # xmin, ymin, xmax, ymax
 
 
@@ -31,20 +27,6 @@ class FlaggedObject(NamedTuple):
 
 class BrokenAnnotationError(ValueError):
     """An annotation file that is not well-formed, unsafe (entities), or not a VOC annotation."""
-
-
-def image_size(path: str | Path) -> tuple[int, int]:
-    """Width and height, pixels, of the image as Detectron2's ``read_image`` will return it, from the file's header.
-
-    Raises one of :data:`UNREADABLE_IMAGE` for an image that cannot be read.
-    """
-    with Image.open(path) as image:
-        width, height = image.size
-        try:
-            orientation = image.getexif().get(ExifTags.Base.Orientation)
-        except Exception:  # broken EXIF counts as none, as in read_image: Pillow raises almost anything here
-            orientation = None
-    return (height, width) if orientation in TURNED_BY_A_QUARTER else (width, height)
 
 
 def read_objects(path: str | Path, faults: Counter) -> list[tuple[str, Box]]:

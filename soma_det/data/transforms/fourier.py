@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import read_image
+
+from soma_det.utils.images import read_image
 
 
 class FourierMixing(T.Augmentation):
