@@ -18,7 +18,7 @@ from detectron2.config import CfgNode
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from soma_det.checkpoint.detection_checkpoint import METADATA
+from soma_det.checkpoint.detection_checkpoint import METADATA, load_tensors
 from soma_det.checkpoint.exported import is_exported
 from soma_det.config import setup_cfg
 from soma_det.engine.exported_predictor import ONNX, TORCH, ExportedPredictor
@@ -195,7 +195,7 @@ def find_weights(path: Path) -> Path:
 def read_classes(weights: Path, cfg: CfgNode) -> tuple[str, ...]:
     """The names of the classes: those that a checkpoint was saved with, else those of the config."""
     if not is_exported(str(weights)):
-        saved = torch.load(weights, map_location="cpu", weights_only=True, mmap=True).get(METADATA, {}).get("classes")
+        saved = load_tensors(weights, mmap=True).get(METADATA, {}).get("classes")
         if saved:
             return tuple(saved)
     return tuple(cfg.DATASETS.WEATHER.CLASSES)

@@ -15,7 +15,7 @@ from training import tiny_cfg, write_data
 
 import soma_det
 from soma_det.checkpoint.convert import convert_old_names
-from soma_det.checkpoint.detection_checkpoint import AtomicCheckpointer
+from soma_det.checkpoint.detection_checkpoint import AtomicCheckpointer, DamagedCheckpointError, load_tensors
 from soma_det.engine import Trainer, load_model
 
 
@@ -176,3 +176,11 @@ def test_a_checkpoint_that_is_cut_short_is_an_error_that_names_it(saved, tmp_pat
     cut.write_bytes(Path(saved).read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"cut\.pth cannot be read as a checkpoint"):
         AtomicCheckpointer(nn.Linear(2, 2)).load(str(cut))
+
+
+@pytest.mark.parametrize("content", [b"", b"c\x80\n", b"PK\x03\x04", b"\x80\x02}q\x00.", b"<html>"])
+def test_whatever_is_wrong_with_a_file_it_is_said_to_be_damaged(tmp_path, content):
+    path = tmp_path / "model.pth"
+    path.write_bytes(content)
+    with pytest.raises(DamagedCheckpointError, match="model.pth cannot be read as a checkpoint"):
+        load_tensors(path)

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,6 @@ from soma_det.version import __version__
 
 logger = logging.getLogger(__name__)
 
-# What torch raises for a file that is cut short, not a checkpoint, or unsafe.
-UNREADABLE = (pickle.UnpicklingError, EOFError, OSError, RuntimeError)
 PARTIAL_SUFFIX = ".partial"
 METADATA = "soma_det"  # key of a checkpoint, beside "model" and "trainer"
 
@@ -37,6 +34,25 @@ def describe_model(cfg: CfgNode) -> dict:
 
 class DamagedCheckpointError(ValueError):
     """A file that cannot be read as a checkpoint."""
+
+
+def load_tensors(path: str | os.PathLike, mmap: bool = False) -> Any:
+    """What a checkpoint of torch holds, on the CPU: tensors and plain values alone; nothing in it is executed.
+
+    Args:
+        path: the file.
+        mmap: read tensors when they are used, not now.
+
+    Raises:
+        DamagedCheckpointError: it is cut short, not a checkpoint, or holds anything else.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # of a damaged file torch's reader raises almost anything
+        raise DamagedCheckpointError(
+            f"{path} cannot be read as a checkpoint: it is damaged, or holds more than tensors and plain values, "
+            f"which could execute code ({(str(error) or type(error).__name__).splitlines()[0][:80]})."
+        ) from error
 
 
 class AtomicCheckpointer(DetectionCheckpointer):
@@ -133,13 +149,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         return super()._load_file(filename)
 
     def _torch_load(self, f: str) -> Any:
-        try:
-            return torch.load(f, map_location="cpu", weights_only=True)
-        except UNREADABLE as error:
-            raise DamagedCheckpointError(
-                f"{f} cannot be read as a checkpoint: it is damaged, or holds more than tensors and plain values, "
-                f"which could execute code ({(str(error) or type(error).__name__).splitlines()[0][:80]})."
-            ) from error
+        return load_tensors(f)
 
     def _load_model(self, checkpoint: dict) -> Any:
         checkpoint["model"] = convert_old_names(checkpoint["model"])
