@@ -47,7 +47,7 @@ lint: setup
 	$(PYTHON) -m mypy
 
 docs: setup
-	$(PYTHON) -m pip install --quiet -r requirements/docs.txt
+	$(PYTHON) -m pip install --quiet --require-hashes -r requirements/locked-docs.txt
 	$(PYTHON) -m mkdocs build --strict
 
 # Each step goes on where an interrupted one stopped.
