@@ -48,6 +48,12 @@ def test_every_package_in_the_lock_has_hashes(name):
     assert packages and all(re.search(r"--hash=sha256:[0-9a-f]{64}\b", line) for line in packages)
 
 
+def test_the_table_of_licenses_has_every_locked_package_in_its_version():
+    rows = re.findall(r"^\| (\S+) \| (\S+) \| .", (ROOT / "docs" / "licenses.md").read_text(), re.M)
+    table = {canonicalize_name(name): f"=={version}" for name, version in rows}
+    assert pins("locked-pinned", "3.11.9").items() <= table.items(), "run make sbom"
+
+
 @pytest.fixture
 def wheel(tmp_path):
     """A copy of the installed Detectron2's Python files and metadata."""
