@@ -4,6 +4,7 @@
 # make test-slow   the tests that take minutes
 # make fuzz        20,000 made-up files for every reader
 # make lint        ruff and mypy
+# make sbom       what is installed, as CycloneDX and as a table of licenses, in output/sbom
 # make docs        the documentation, in site/
 # make benchmark   the CPU rows of projects/Benchmarks/README.md
 # make clean       remove what the others have written
@@ -16,7 +17,7 @@ STAMP := .venv/.soma_det-$(shell cat requirements/*.txt pyproject.toml tools/set
 BENCHMARK := $(PYTHON) projects/Benchmarks/benchmark.py
 PYTEST := $(PYTHON) -m pytest tests --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help setup test test-slow fuzz lint docs demo benchmark clean
+.PHONY: help setup test test-slow fuzz lint sbom docs demo benchmark clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -46,8 +47,16 @@ lint: setup
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
+# Its tools have an environment of their own, so that they do not count themselves.
+sbom: setup
+	@[ -x output/sbom/env/bin/python ] || $(BASE_PYTHON) -m venv output/sbom/env
+	output/sbom/env/bin/python -m pip install --quiet --require-hashes -r requirements/locked-sbom.txt
+	output/sbom/env/bin/cyclonedx-py environment $(PYTHON) --pyproject pyproject.toml --output-reproducible \
+	    --output-file output/sbom/soma_det.cdx.json
+	output/sbom/env/bin/pip-licenses --python $(PYTHON) --with-system --format markdown --output-file output/sbom/licenses.md
+
 docs: setup
-	$(PYTHON) -m pip install --quiet -r requirements/docs.txt
+	$(PYTHON) -m pip install --quiet --require-hashes -r requirements/locked-docs.txt
 	$(PYTHON) -m mkdocs build --strict
 
 # Each step goes on where an interrupted one stopped.
@@ -68,4 +77,4 @@ benchmark: setup
 	$(BENCHMARK) eval
 
 clean:
-	rm -rf output/demo output/benchmark datasets/synthdrive build site *.egg-info
+	rm -rf output/demo output/benchmark output/sbom datasets/synthdrive build site *.egg-info

@@ -46,5 +46,6 @@ def test_every_option_in_the_documents_commands_is_an_option_of_the_tool():
             r"python ((?:tools|projects)/[\w/]+\.py)((?:[^\n]*\\\n)*[^\n]*)", document.read_text()
         ):
             source = (ROOT / tool).read_text() + "--help --config-file --resume --eval-only --num-gpus"
+            source += " --num-machines --machine-rank --dist-url"  # Detectron2's
             for option in re.findall(r"\s(--[a-z-]+)", arguments):
                 assert option in source, (document.name, tool, option)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the environment in the folder $1, with pinned versions. Can be run again after an interruption.
+# Makes the environment in the folder $1, with pinned versions and hashes. Can be run again after an interruption.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 env_dir=$1
@@ -21,7 +21,9 @@ python=$env_dir/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 step "[2/4] torch and the other packages (the first time some GB and a few minutes)"
-"$python" -m pip install --quiet --progress-bar on -r requirements/pinned.txt
+install=("$python" -m pip install --quiet --require-hashes)
+"${install[@]}" -r requirements/locked-build.txt
+"${install[@]}" --progress-bar on --no-build-isolation --use-pep517 -r requirements/locked-pinned.txt
 
 step "[3/4] Detectron2 (its Python sources; no compiler needed)"
 if ! "$python" -c 'import importlib.metadata as m, sys; sys.exit(not any(d.name in ("detectron2", "sal-detectron2") for d in m.distributions()))'; then
@@ -30,6 +32,7 @@ if ! "$python" -c 'import importlib.metadata as m, sys; sys.exit(not any(d.name 
         --platform any --require-hashes -r requirements/detectron2.txt --target "$site"
     rm -f "$site"/detectron2/_C*.so # for CPython 3.10 alone: every Python runs the same code
 fi
+"$python" tools/check_detectron2.py
 
 step "[4/4] soma_det itself"
 "$python" -m pip install --quiet --no-deps --no-build-isolation -e .

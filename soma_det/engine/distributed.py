@@ -9,8 +9,8 @@ from detectron2.utils import comm
 
 
 def started_by_torchrun() -> bool:
-    """Whether this process is one of torchrun's."""
-    return dist.is_torchelastic_launched()
+    """Whether this process is one of torchrun's, or of a launcher that sets the same variables, such as submitit."""
+    return os.environ.keys() >= {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
 
 def init_torchrun_process_group(device: str) -> None:

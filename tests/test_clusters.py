@@ -1,0 +1,196 @@
+"""Several machines, as process groups on this one: torchrun, Detectron2's launcher, SLURM's script and submitit."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from training import CONFIG, options, write_data
+
+from soma_det.engine import distributed
+
+ROOT = Path(__file__).parents[1]
+GUIDE = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "1", "--nnodes", "2"]
+TOOL = str(ROOT / "tools" / "train_net.py")
+UNTESTED = dict(DATASETS__TEST=[], DATASETS__SOURCE_TEST="")
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, Detectron2's launcher is for GPUs")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def start(tmp_path):
+    """start(command, name) starts a machine's launcher; all that are left are ended after the test."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    started = []
+
+    def start(command, name="machine", **options):
+        with open(tmp_path / f"{name}.log", "w") as log:
+            started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, **options))
+        return started[-1]
+
+    yield start
+    for machine in started:
+        for process in [machine, *workers(machine)] if machine.poll() is None else []:
+            process.kill()
+
+
+def workers(machine):
+    """The processes that a launcher has started."""
+    return psutil.Process(machine.pid).children(recursive=True)
+
+
+def port():
+    """A free one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def words(data, output, *flags, **changes):
+    return ["--config-file", CONFIG, *flags, *map(str, options(data, output, **changes))]
+
+
+def two_nodes(start, *command, **popen):
+    """The same command by torchrun as on two machines."""
+    where = ["--master-addr", "127.0.0.1", "--master-port", port()]
+    return [start([*TORCHRUN, "--node-rank", str(i), *where, *command], f"node{i}", **popen) for i in range(2)]
+
+
+def end_of(machines, seconds, tmp_path):
+    """The exit statuses; raises if one has not ended in time."""
+    deadline = time.monotonic() + seconds
+    try:
+        return [machine.wait(max(0, deadline - time.monotonic())) for machine in machines]
+    except subprocess.TimeoutExpired:
+        pytest.fail("".join(log.read_text()[-3000:] for log in tmp_path.glob("*.log")))
+
+
+def wait_for(pattern, folder, seconds=200):
+    """Wait until a file is there."""
+    deadline = time.monotonic() + seconds
+    while not list(folder.glob(pattern)):
+        assert time.monotonic() < deadline, "".join(log.read_text()[-3000:] for log in folder.parent.glob("*.log"))
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize("missing", [None, "RANK", "LOCAL_WORLD_SIZE"])
+def test_a_launcher_is_known_by_the_variables_that_it_sets(monkeypatch, missing):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False) if name == missing else monkeypatch.setenv(name, "1")
+    assert distributed.started_by_torchrun() == (missing is None)
+
+
+@pytest.mark.slow
+def test_two_machines_train_by_torchrun_stop_on_sigusr1_and_go_on(data, tmp_path, start):
+    output = tmp_path / "output"
+    machines = two_nodes(
+        start, TOOL, *words(data, output, SOLVER__MAX_ITER=10_000, SOLVER__CHECKPOINT_PERIOD=2, **UNTESTED)
+    )
+    wait_for("model_0000003.pth", output)
+    for worker in [worker for machine in machines for worker in workers(machine)]:
+        worker.send_signal(signal.SIGUSR1)
+    assert all(end_of(machines, 60, tmp_path))
+    last = (output / "last_checkpoint").read_text()
+    iteration = int(re.fullmatch(r"model_(\d+)\.pth", last)[1])
+    assert f"Interrupted after {iteration + 1} iterations" in (output / "log.txt").read_text()
+    more = dict(SOLVER__MAX_ITER=iteration + 4, SOLVER__CHECKPOINT_PERIOD=2)
+    assert end_of(two_nodes(start, TOOL, *words(data, output, "--resume", **more)), 200, tmp_path) == [0, 0]
+    log = (output / "log.txt").read_text()
+    assert "World size: 2" in log and f"Starting training from iteration {iteration + 1}" in log
+    assert (output / "results.json").exists()
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_those_of_the_other_machine_within_a_minute(data, tmp_path, start):
+    output = tmp_path / "output"
+    machines = two_nodes(
+        start, TOOL, *words(data, output, SOLVER__MAX_ITER=10_000, SOLVER__CHECKPOINT_PERIOD=2, **UNTESTED)
+    )
+    wait_for("model_0000001.pth", output)
+    left = workers(machines[0])
+    workers(machines[1])[0].kill()
+    assert all(end_of(machines, 60, tmp_path))
+    assert not any(process.is_running() for process in left)
+
+
+@pytest.mark.slow
+@no_gpu
+def test_two_machines_train_by_detectron2s_launcher(data, tmp_path, start):
+    address = ["--num-machines", "2", "--dist-url", f"tcp://127.0.0.1:{port()}"]
+    command = [sys.executable, TOOL, *words(data, tmp_path / "output", SOLVER__MAX_ITER=2, SOLVER__STEPS=[1])]
+    command[4:4] = address
+    machines = [start([*command[:4], "--machine-rank", str(i), *command[4:]], f"node{i}") for i in range(2)]
+    assert end_of(machines, 200, tmp_path) == [0, 0]
+    assert "World size: 2" in (tmp_path / "output" / "log.txt").read_text()
+
+
+STAND_INS = {  # of SLURM's commands and torchrun, which writes down what happens to it
+    "srun": 'exec "$@"',
+    "scancel": '[ "$*" = "--signal=USR1 7" ] && kill -USR1 $(cat started)',
+    "scontrol": 'if [ "$1" = show ]; then printf "node0\\nnode1\\n"; else echo "$*" >> queued; fi',
+    "torchrun": f"""exec {sys.executable} -c '
+import os, signal, sys, time
+assert signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN
+signal.signal(signal.SIGUSR1, lambda *_: (open("saved", "w").close(), sys.exit(1)))
+open("words", "w").write(" ".join(sys.argv))
+open("new", "w").write(str(os.getpid()))
+os.rename("new", "started")
+time.sleep(0 if os.path.exists("fail") else 60); sys.exit(3)' "$@" """,
+}
+
+
+@pytest.fixture
+def batch(tmp_path, start):
+    """SLURM's script of the guide, running beside stand-ins for SLURM."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, body in STAND_INS.items():
+        (folder / name).write_text(f"#!/bin/bash\n{body}\n")
+        (folder / name).chmod(0o755)
+    (tmp_path / "job.sh").write_text(re.search(r"```bash\n(.*?)```", GUIDE, re.S)[1])
+    slurm = ["SLURM_JOB_ID=7", "SLURM_NNODES=2", "SLURM_NODEID=1", "SLURM_JOB_NODELIST=node[0-1]"]
+    return lambda: start(["env", f"PATH={folder}:{os.environ['PATH']}", *slurm, "bash", "job.sh"], cwd=tmp_path)
+
+
+def test_slurms_script_lets_training_save_and_queues_the_job_again(batch, tmp_path):
+    job = batch()
+    wait_for("started", tmp_path, 30)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(30) == 0 and (tmp_path / "saved").exists()
+    assert (tmp_path / "queued").read_text() == "requeue 7\n"
+    given = (tmp_path / "words").read_text()
+    assert "--nnodes 2 --node-rank 1" in given and "--master-addr node0" in given and "--resume" in given
+
+
+def test_slurms_script_does_not_queue_a_job_that_failed(batch, tmp_path):
+    (tmp_path / "fail").touch()
+    assert batch().wait(30) == 3
+    assert not (tmp_path / "queued").exists()
+
+
+@pytest.mark.slow
+def test_submitits_launcher_trains_in_two_processes(data, tmp_path, monkeypatch):
+    submitit = pytest.importorskip("submitit")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    launcher = {"__name__": "__main__"}
+    exec(re.search(r"```python\n(.*?)```", GUIDE, re.S)[1], launcher)
+    executor = submitit.LocalExecutor(folder=tmp_path / "jobs")
+    executor.update_parameters(tasks_per_node=2, timeout_min=5)
+    output = tmp_path / "output"
+    job = launcher["submit"](executor, *words(data, output, "--resume", SOLVER__MAX_ITER=2, SOLVER__STEPS=[1]))
+    assert len(job.results()) == 2, job.stderr()
+    assert "World size: 2" in (output / "log.txt").read_text() and (output / "results.json").exists()
