@@ -4,7 +4,7 @@
 # make test-slow   the tests that take minutes
 # make fuzz        20,000 made-up files for every reader
 # make lint        ruff and mypy
-# make sbom       what is installed, as CycloneDX and as a table of licenses, in output/sbom
+# make sbom        what is installed, as CycloneDX and as a table of licenses, in output/sbom
 # make docs        the documentation, in site/
 # make benchmark   the CPU rows of projects/Benchmarks/README.md
 # make clean       remove what the others have written

@@ -20,7 +20,6 @@ ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "1", "--nnodes", "2"]
 TOOL = str(ROOT / "tools" / "train_net.py")
-UNTESTED = dict(DATASETS__TEST=[], DATASETS__SOURCE_TEST="")
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, Detectron2's launcher is for GPUs")
 
 
@@ -68,6 +67,14 @@ def two_nodes(start, *command, **popen):
     return [start([*TORCHRUN, "--node-rank", str(i), *where, *command], f"node{i}", **popen) for i in range(2)]
 
 
+def train_without_end(start, data, output):
+    """Two machines that train and have written two checkpoints."""
+    changes = dict(SOLVER__MAX_ITER=10_000, SOLVER__CHECKPOINT_PERIOD=2, DATASETS__TEST=[], DATASETS__SOURCE_TEST="")
+    machines = two_nodes(start, TOOL, *words(data, output, **changes))
+    wait_for("model_0000003.pth", output)
+    return machines
+
+
 def end_of(machines, seconds, tmp_path):
     """The exit statuses; raises if one has not ended in time."""
     deadline = time.monotonic() + seconds
@@ -89,16 +96,13 @@ def wait_for(pattern, folder, seconds=200):
 def test_a_launcher_is_known_by_the_variables_that_it_sets(monkeypatch, missing):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False) if name == missing else monkeypatch.setenv(name, "1")
-    assert distributed.started_by_torchrun() == (missing is None)
+    assert distributed.started_by_launcher() == (missing is None)
 
 
 @pytest.mark.slow
 def test_two_machines_train_by_torchrun_stop_on_sigusr1_and_go_on(data, tmp_path, start):
     output = tmp_path / "output"
-    machines = two_nodes(
-        start, TOOL, *words(data, output, SOLVER__MAX_ITER=10_000, SOLVER__CHECKPOINT_PERIOD=2, **UNTESTED)
-    )
-    wait_for("model_0000003.pth", output)
+    machines = train_without_end(start, data, output)
     for worker in [worker for machine in machines for worker in workers(machine)]:
         worker.send_signal(signal.SIGUSR1)
     assert all(end_of(machines, 60, tmp_path))
@@ -115,10 +119,7 @@ def test_two_machines_train_by_torchrun_stop_on_sigusr1_and_go_on(data, tmp_path
 @pytest.mark.slow
 def test_a_process_that_dies_ends_those_of_the_other_machine_within_a_minute(data, tmp_path, start):
     output = tmp_path / "output"
-    machines = two_nodes(
-        start, TOOL, *words(data, output, SOLVER__MAX_ITER=10_000, SOLVER__CHECKPOINT_PERIOD=2, **UNTESTED)
-    )
-    wait_for("model_0000001.pth", output)
+    machines = train_without_end(start, data, output)
     left = workers(machines[0])
     workers(machines[1])[0].kill()
     assert all(end_of(machines, 60, tmp_path))

@@ -22,9 +22,10 @@ import soma_det  # noqa: F401
 from soma_det.config import add_soma_config
 from soma_det.data import dataset_mapper, register_from_config
 from soma_det.data.build import PositionSampler, TrainLoader, build_test_loader, build_train_loader
-from soma_det.data.dataset_mapper import UnreadableImageError, WeatherMapper
+from soma_det.data.dataset_mapper import WeatherMapper
 from soma_det.data.datasets.diverse_weather import load_voc_domain
 from soma_det.data.transforms.augmentation import build_train_augmentation
+from soma_det.utils.images import UnreadableImageError
 
 IDS = ["a", "b", "c", "d", "e"]
 SPOIL = {

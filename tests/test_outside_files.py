@@ -23,12 +23,12 @@ from soma_det.checkpoint.pickled import RefusedPickleError, read_model_zoo
 from soma_det.config import setup_cfg
 from soma_det.data.convert.records import Report, measure
 from soma_det.data.convert.voc import read_voc
-from soma_det.data.dataset_mapper import UnreadableImageError, WeatherMapper
+from soma_det.data.dataset_mapper import WeatherMapper
 from soma_det.data.datasets.coco_json import read_coco_json
 from soma_det.data.datasets.diverse_weather import load_voc_domain
 from soma_det.data.datasets.voc_xml import BrokenAnnotationError, read_objects
 from soma_det.detector import to_rgb
-from soma_det.utils.images import image_size
+from soma_det.utils.images import UnreadableImageError, image_size
 
 MAPPER = WeatherMapper(is_train=False, augmentations=[T.NoOpTransform()], image_format="RGB")
 SQUARES = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)

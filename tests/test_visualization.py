@@ -18,7 +18,8 @@ import soma_det  # noqa: F401
 from drawing.split import choose_records, draw_split, saved_detections
 from soma_det.engine.predictor import Predictor
 from soma_det.utils.contact_sheet import contact_sheet
-from soma_det.utils.visualizer import BoxVisualizer, class_colors, draw_detections, draw_ground_truth, read_rgb
+from soma_det.utils.images import read_image
+from soma_det.utils.visualizer import BoxVisualizer, class_colors, draw_detections, draw_ground_truth
 
 DATA_TOOL = Path(__file__).parents[1] / "tools" / "visualize_data.py"
 CLASSES = ["bus", "bike", "car", "motor", "person", "rider", "truck"]
@@ -210,7 +211,7 @@ def test_unreadable_image_is_an_error_that_names_the_file(tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     for name in ("broken.jpg", "missing.jpg"):
         with pytest.raises(OSError, match=f"Cannot read the image .*{name}"):
-            read_rgb(tmp_path / name)
+            read_image(tmp_path / name)
 
 
 @pytest.mark.parametrize("input_format, channels", [("RGB", [30, 20, 10]), ("BGR", [10, 20, 30])])

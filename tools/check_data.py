@@ -29,7 +29,8 @@ from soma_det.data.datasets.sources import DataSet
 from soma_det.evaluation.detections import GroundTruth, load_ground_truth
 from soma_det.utils.contact_sheet import contact_sheet
 from soma_det.utils.files import atomic_path
-from soma_det.utils.visualizer import draw_ground_truth, read_rgb
+from soma_det.utils.images import read_image
+from soma_det.utils.visualizer import draw_ground_truth
 
 EXAMPLES = """
 Examples:
@@ -193,7 +194,7 @@ def draw_sheet(names: Sequence[str], count: int) -> np.ndarray:
         records, classes = DatasetCatalog.get(name), MetadataCatalog.get(name).thing_classes
         records = [record for record in records if record["annotations"]] or records
         chosen = [records[i] for i in np.unique(np.linspace(0, len(records) - 1, count).astype(int))]
-        columns[name] = [draw_ground_truth(read_rgb(r["file_name"]), r, classes, CELL) for r in chosen]
+        columns[name] = [draw_ground_truth(read_image(r["file_name"]), r, classes, CELL) for r in chosen]
     lists = [MetadataCatalog.get(name).thing_classes for name in names]
     same = all(classes == lists[0] for classes in lists)  # colors go by class number
     return contact_sheet(columns, CELL, lists[0] if same else ())

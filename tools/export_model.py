@@ -31,7 +31,7 @@ from soma_det.engine.exported_predictor import ONNX, TORCH, FixedSizePredictor, 
 from soma_det.engine.fixed_size import OUTPUTS, default_size, fixed_size_detector
 from soma_det.engine.onnx_export import calibration_images, export_onnx, quantize_onnx
 from soma_det.engine.torch_export import export_torch, exportable
-from soma_det.utils.visualizer import read_rgb
+from soma_det.utils.images import read_image
 
 FORMATS = {"onnx": ONNX, "torch": TORCH}
 
@@ -121,7 +121,7 @@ def compare(cfg: CfgNode, path: str, size: Sequence[int], count: int) -> str:
     largest, unequal, times = dict.fromkeys(described.outputs, 0.0), 0, [0.0, 0.0]
     files = [record["file_name"] for record in DatasetCatalog.get(cfg.DATASETS.SOURCE_TEST)[:count]]
     for file in files:
-        image = prepare(read_rgb(file)[:, :, ::-1])[0]
+        image = prepare(read_image(file, "BGR"))[0]
         start = time.perf_counter()
         with torch.no_grad():
             expected = [tensor.numpy() for tensor in eager(torch.from_numpy(image))]

@@ -24,7 +24,7 @@ from soma_det.checkpoint.detection_checkpoint import DamagedCheckpointError
 from soma_det.config import check_device, setup_cfg
 from soma_det.data import check_data_exists, register_from_config
 from soma_det.engine import Trainer, load_model
-from soma_det.engine.distributed import init_torchrun_process_group, started_by_torchrun
+from soma_det.engine.distributed import init_launched_process_group, started_by_launcher
 from soma_det.engine.divergence import NonFiniteLossError
 from soma_det.engine.output_dir import LockedFolderError, check_output_dir, locked_output_dir
 from soma_det.modeling.backbone.build import check_pretrained
@@ -88,7 +88,7 @@ def check_processes(cfg, num_gpus):
         )
     if device.type == "cuda" and num_gpus > gpus:
         raise ValueError(f"--num-gpus is {num_gpus}, and there are {gpus} GPUs.")
-    if device.index is not None and (num_gpus > 1 or started_by_torchrun()):
+    if device.index is not None and (num_gpus > 1 or started_by_launcher()):
         raise ValueError(
             f"MODEL.DEVICE {device} is one GPU for several processes: set it to cuda, and choose GPUs by "
             "CUDA_VISIBLE_DEVICES."
@@ -97,8 +97,8 @@ def check_processes(cfg, num_gpus):
 
 def prepare_process(cfg, num_gpus):
     """Join the other processes of this run, and share the machine with them."""
-    if started_by_torchrun():
-        init_torchrun_process_group(cfg.MODEL.DEVICE)
+    if started_by_launcher():
+        init_launched_process_group(cfg.MODEL.DEVICE)
     if torch.device(cfg.MODEL.DEVICE).index is not None:
         torch.cuda.set_device(cfg.MODEL.DEVICE)  # what Detectron2 and torch measure is the current one's
     if cfg.MODEL.DEVICE == "cpu" and num_gpus > 1:

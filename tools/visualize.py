@@ -36,7 +36,8 @@ from soma_det.engine.predictor import build_predictor
 from soma_det.evaluation import domain_labels
 from soma_det.utils.contact_sheet import contact_sheet
 from soma_det.utils.files import atomic_path
-from soma_det.utils.visualizer import draw_detections, read_rgb
+from soma_det.utils.images import read_image
+from soma_det.utils.visualizer import draw_detections
 
 EXAMPLES = """
 Some images of every test split of the config, ground truth beside detections:
@@ -189,7 +190,7 @@ def draw_inputs(args: argparse.Namespace, cfg: CfgNode) -> list[Path]:
                 draw_video(source, target, draw)
                 written.append(target)
                 continue
-            image = read_rgb(source)
+            image = read_image(source)
         except OSError as error:
             if named:
                 raise

@@ -25,7 +25,8 @@ from soma_det.data import check_data_exists, register_from_config
 from soma_det.data.dataset_mapper import WeatherMapper
 from soma_det.utils.contact_sheet import contact_sheet
 from soma_det.utils.files import atomic_path
-from soma_det.utils.visualizer import draw_ground_truth, read_rgb
+from soma_det.utils.images import read_image
+from soma_det.utils.visualizer import draw_ground_truth
 
 EXAMPLES = """
 Examples:
@@ -81,7 +82,7 @@ def draw_sheet(cfg: CfgNode, count: int, draws: int, seed: int) -> np.ndarray:
     seed_all_rng(seed)
     columns: dict[str, list[np.ndarray]] = {"as on disk": [], **{f"draw {n}": [] for n in range(1, draws + 1)}}
     for record in tqdm([records[index] for index in chosen], unit="image"):
-        columns["as on disk"].append(draw_ground_truth(read_rgb(record["file_name"]), record, classes, CELL))
+        columns["as on disk"].append(draw_ground_truth(read_image(record["file_name"]), record, classes, CELL))
         for number in range(1, draws + 1):
             columns[f"draw {number}"].append(draw_sample(mapper(record), classes, cfg.INPUT.FORMAT))
     return contact_sheet(columns, CELL, classes)

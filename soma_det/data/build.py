@@ -20,8 +20,9 @@ from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
-from soma_det.data.dataset_mapper import UnreadableImageError, WeatherMapper
+from soma_det.data.dataset_mapper import WeatherMapper
 from soma_det.data.datasets.register import check_data_exists
+from soma_det.utils.images import UnreadableImageError
 from soma_det.utils.machine import use_one_core
 
 logger = logging.getLogger(__name__)

@@ -13,9 +13,7 @@ from detectron2.data.detection_utils import check_image_size
 from soma_det.data.transforms.augmentation import build_test_augmentation, build_train_augmentation
 from soma_det.data.transforms.fourier import FourierMixing
 from soma_det.data.transforms.simulated_weather import SimulatedWeather
-from soma_det.utils.images import UnreadableImageError, read_image
-
-__all__ = ["UnreadableImageError", "WeatherMapper"]
+from soma_det.utils.images import read_image
 
 
 class WeatherMapper(DatasetMapper):

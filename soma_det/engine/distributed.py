@@ -8,12 +8,12 @@ from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
 
-def started_by_torchrun() -> bool:
+def started_by_launcher() -> bool:
     """Whether this process is one of torchrun's, or of a launcher that sets the same variables, such as submitit."""
     return os.environ.keys() >= {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
 
-def init_torchrun_process_group(device: str) -> None:
+def init_launched_process_group(device: str) -> None:
     """Join the processes that torchrun started: nccl for ``device`` cuda, gloo for cpu."""
     on_gpu = device.startswith("cuda")
     if on_gpu:

@@ -55,8 +55,8 @@ class ExportedPredictor(FixedSizePredictor):
     """Runs a file of tools/export_model.py on the CPU, with as many threads as torch has.
 
     Args:
-        path: .onnx.
-        runtime: of an .onnx file, "onnxruntime" or "openvino".
+        path: an .onnx file.
+        runtime: "onnxruntime" or "openvino".
 
     Raises:
         ImportError: the runtime is not installed.

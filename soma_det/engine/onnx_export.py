@@ -16,7 +16,7 @@ from soma_det.data.transforms.augmentation import PAD_VALUE
 from soma_det.engine.exported_predictor import FixedSizePredictor
 from soma_det.engine.fixed_size import METADATA, OUTPUTS, Description, fixed_size_detector, require
 from soma_det.utils.files import atomic_path
-from soma_det.utils.visualizer import read_rgb
+from soma_det.utils.images import read_image
 
 OPSET = 17  # ROIAlign is right from 16 on; the exporter ends at 20
 QUANTIZED = ("MatMul", "Conv", "Gemm")  # of the backbone; the heads stay in fp32: boxes and scores need the precision
@@ -94,7 +94,7 @@ def calibration_images(cfg: CfgNode, predictor: FixedSizePredictor) -> Iterator[
     """Images for :func:`quantize_onnx`, spread evenly over the first training set, which is registered."""
     records = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])
     for record in records[:: max(1, len(records) // CALIBRATION)][:CALIBRATION]:
-        yield predictor.prepare(read_rgb(record["file_name"])[:, :, ::-1])[0]
+        yield predictor.prepare(read_image(record["file_name"], "BGR"))[0]
 
 
 def backbone_products(graph: Any) -> list[str]:

@@ -10,7 +10,6 @@ from matplotlib.colors import to_rgb
 from matplotlib.patheffects import withStroke
 
 from soma_det.evaluation.detections import box_xyxy
-from soma_det.utils.images import read_image as read_rgb  # noqa: F401  (what is drawn on)
 
 Color = tuple[float, float, float]  # RGB, 0 to 1
 Rectangle = tuple[float, float, float, float]  # x0, y0, x1, y1

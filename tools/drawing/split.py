@@ -10,7 +10,8 @@ from detectron2.structures import Boxes, Instances
 
 from soma_det.evaluation.detections import load_detections
 from soma_det.utils.contact_sheet import contact_sheet
-from soma_det.utils.visualizer import draw_detections, draw_ground_truth, read_rgb
+from soma_det.utils.images import read_image
+from soma_det.utils.visualizer import draw_detections, draw_ground_truth
 
 Predict = Callable[[Mapping, np.ndarray], Instances]  # (record of the data set, RGB image) -> detections
 
@@ -37,7 +38,7 @@ def draw_split(
     """
     classes = MetadataCatalog.get(dataset_name).thing_classes
     for record in choose_records(DatasetCatalog.get(dataset_name), count, seed):
-        image = read_rgb(record["file_name"])
+        image = read_image(record["file_name"])
         detections = predict(record, image)
         drawing = draw_detections(image, detections, classes, confidence_threshold, width)
         if ground_truth:

@@ -12,7 +12,8 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from soma_det.evaluation.analysis import Matched, image_f1
-from soma_det.utils.visualizer import draw_detections, draw_ground_truth, read_rgb
+from soma_det.utils.images import read_image
+from soma_det.utils.visualizer import draw_detections, draw_ground_truth
 
 WIDTH, QUALITY = 480, 78  # pixels, and JPEG's
 
@@ -38,7 +39,7 @@ def draw_examples(
     examples = []
     for row in rows:
         try:
-            image = read_rgb(records[row]["file_name"])
+            image = read_image(records[row]["file_name"])
         except OSError as error:
             problems.append(str(error))
             continue

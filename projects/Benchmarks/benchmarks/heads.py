@@ -9,20 +9,16 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from detectron2.utils.logger import setup_logger
 
 import soma_det
-from benchmarks.overfit import HEADS, MASK_HEAD, ROOT, add_box_masks
+from benchmarks.demo_heads import HEADS, add_box_masks, build_trainer, configure, train
 from benchmarks.report import Report
-from soma_det.config import setup_cfg
-from soma_det.data import register_from_config
 from soma_det.engine.cpu import training_attention
-from soma_det.evaluation.results import load_results
 from soma_det.utils.files import write_text
 
-BASELINE = "faster_rcnn"
+BASELINE, ITERATIONS = "faster_rcnn", 500  # the demo's
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,12 +36,11 @@ def run(args: argparse.Namespace) -> Report:
     seconds = step_seconds(args)
     report = Report("The demo by head, at equal time", vars(args))
     for head in args.heads:
-        scores = [train(head, seed, seconds, args) for seed in args.seeds]
-        clear, unseen = ([score[key] for score in scores] for key in ("clear", "unseen"))
-        row = {"head": head, "seconds an iteration": seconds[head], "iterations": scores[0]["iterations"]}
-        by_seed = {f"seed {seed}": f"{c:.1f} / {u:.1f}" for seed, c, u in zip(args.seeds, clear, unseen)}
-        mean = f"{statistics.mean(clear):.1f} / {statistics.mean(unseen):.1f}"
-        report.rows.append({**row, **by_seed, "mean": mean})
+        iterations = round(ITERATIONS * seconds[BASELINE] / seconds[head])
+        scores = {f"seed {seed}": score(head, seed, iterations, args) for seed in args.seeds}
+        scores["mean"] = {key: statistics.mean(s[key] for s in scores.values()) for key in ("clear", "unseen")}
+        cells = {name: f"{found['clear']:.1f} / {found['unseen']:.1f}" for name, found in scores.items()}
+        report.rows.append({"head": head, "seconds an iteration": seconds[head], "iterations": iterations, **cells})
     report.notes = ["VOC AP50 on clear days / mean of the unseen weathers. Mask R-CNN's masks are the boxes."]
     return report
 
@@ -56,18 +51,18 @@ def step_seconds(args: argparse.Namespace) -> dict[str, float]:
     if record.exists():
         return json.loads(record.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as folder:
-        trainers = {head: make_trainer(head, args, args.seed, folder, 500) for head in HEADS}
+        configs = [configure_length(head, args, args.seed, Path(folder, head), ITERATIONS) for head in HEADS]
+        trainers = {head: build_trainer(cfg) for head, cfg in zip(HEADS, configs, strict=True)}
         times: dict[str, list[float]] = {head: [] for head in HEADS}
-        for _ in range(args.rounds):
+        for _, batch in zip(range(args.rounds), trainers["mask_rcnn"].data_loader, strict=False):  # it has masks too
             for head, trainer in trainers.items():
-                times[head].append(_time_step(trainer))
+                times[head].append(_time_step(trainer, batch))
     seconds = {head: statistics.median(values[1:] or values) for head, values in times.items()}
     write_text(record, json.dumps(seconds, indent=1) + "\n")
     return seconds
 
 
-def _time_step(trainer: soma_det.Trainer) -> float:
-    batch = next(trainer._trainer._data_loader_iter)  # loading is equal for all
+def _time_step(trainer: soma_det.Trainer, batch: list[dict]) -> float:
     start = time.perf_counter()
     with EventStorage(0), training_attention(trainer.model):
         loss = sum(trainer.model(batch).values())
@@ -77,39 +72,24 @@ def _time_step(trainer: soma_det.Trainer) -> float:
     return time.perf_counter() - start
 
 
-def train(head: str, seed: int, seconds: dict[str, float], args: argparse.Namespace) -> dict[str, float]:
-    """Train one head with one seed, unless that is done, and give its scores."""
+def score(head: str, seed: int, iterations: int, args: argparse.Namespace) -> dict[str, float]:
+    """VOC AP50 of one head with one seed on clear days and in the mean of the unseen weathers; trained unless it is."""
     folder = Path(args.runs, f"{head}_seed{seed}")
     record = folder / "heads.json"
     if not record.exists():
-        demo = setup_cfg(str(ROOT / "configs" / "demo.yaml"))
-        iterations = round(demo.SOLVER.MAX_ITER * seconds[BASELINE] / seconds[head])
-        trainer = make_trainer(head, args, seed, str(folder), iterations)
-        trainer.resume_or_load(resume=True)
-        trainer.train()
-        results = load_results(str(folder))["results"]
-        scores = {name: results[name]["voc"]["AP50"] for name in trainer.cfg.DATASETS.TEST}
-        clear = scores.pop(trainer.cfg.DATASETS.SOURCE_TEST)
-        row = {"clear": clear, "unseen": statistics.mean(scores.values()), "iterations": iterations}
-        write_text(record, json.dumps(row) + "\n")
+        cfg = configure_length(head, args, seed, folder, iterations)
+        results = train(cfg)
+        scores = {name: results[name]["voc"]["AP50"] for name in cfg.DATASETS.TEST}
+        clear = scores.pop(cfg.DATASETS.SOURCE_TEST)
+        write_text(record, json.dumps({"clear": clear, "unseen": statistics.mean(scores.values())}) + "\n")
     return json.loads(record.read_text(encoding="utf-8"))
 
 
-def make_trainer(head: str, args: argparse.Namespace, seed: int, folder: str, iterations: int) -> soma_det.Trainer:
-    """The demo's trainer with another head; the steps of the learning rate stand at the demo's fractions."""
-    cfg = configure(head, args, seed, folder, iterations)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    seed_all_rng(cfg.SEED)
-    return soma_det.Trainer(cfg)
-
-
-def configure(head: str, args: argparse.Namespace, seed: int, folder: str, iterations: int) -> CfgNode:
-    """The demo's config with another head and length, and its data registered."""
+def configure_length(head: str, args: argparse.Namespace, seed: int, folder: Path, iterations: int) -> CfgNode:
+    """The demo's config with another head and length; the learning rate drops at the demo's fractions of it."""
     schedule = {"SOLVER.MAX_ITER": iterations, "SOLVER.STEPS": (iterations * 4 // 5, iterations * 19 // 20)}
-    place = {"DATASETS.WEATHER.ROOT": args.data, "OUTPUT_DIR": folder, "SEED": seed, "DATALOADER.NUM_WORKERS": 0}
-    settings = {**MASK_HEAD, **HEADS[head], **schedule, **place}
-    cfg = setup_cfg(str(ROOT / "configs" / "demo.yaml"), [str(word) for pair in settings.items() for word in pair])
-    register_from_config(cfg)
+    place = {"DATASETS.WEATHER.ROOT": args.data, "OUTPUT_DIR": str(folder), "SEED": seed}
+    cfg = configure(head, {**schedule, **place, "DATALOADER.NUM_WORKERS": 0})
     if cfg.MODEL.MASK_ON:
         name = cfg.DATASETS.TRAIN[0]
         records = DatasetCatalog.get(name)

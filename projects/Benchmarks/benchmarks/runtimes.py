@@ -21,7 +21,7 @@ from soma_det.engine.exported_predictor import ExportedPredictor, FixedSizePredi
 from soma_det.engine.fixed_size import Description, TensorDetector, default_size, fixed_size_detector
 from soma_det.engine.onnx_export import calibration_images, export_onnx, quantize_onnx
 from soma_det.evaluation.build import build_evaluator
-from soma_det.utils.visualizer import read_rgb
+from soma_det.utils.images import read_image
 
 EAGER, COMPILED, OPENVINO = "eager torch", "torch.compile", "openvino"
 RUNTIMES = ("onnxruntime", OPENVINO)
@@ -113,7 +113,7 @@ def score(predictor: FixedSizePredictor, split: str) -> dict[str, float]:
     evaluator = build_evaluator(split)
     evaluator.reset()
     for record in DatasetCatalog.get(split):
-        found = predictor(read_rgb(record["file_name"])[:, :, ::-1])
+        found = predictor(read_image(record["file_name"], "BGR"))
         evaluator.process([record], [{"instances": found}])
     results = evaluator.evaluate()
     return {"VOC AP50": results["voc"]["AP50"], "AP": results["bbox"]["AP"]}
@@ -121,7 +121,7 @@ def score(predictor: FixedSizePredictor, split: str) -> dict[str, float]:
 
 def turns(predictor: FixedSizePredictor, records: list[dict]) -> Callable[[], object]:
     """A function that runs the detector on the next image each time, read and resized beforehand."""
-    images = [predictor.prepare(read_rgb(record["file_name"])[:, :, ::-1])[0] for record in records[:20]]
+    images = [predictor.prepare(read_image(record["file_name"], "BGR"))[0] for record in records[:20]]
     following = itertools.cycle(images)
     return lambda: predictor.run(next(following))
 
