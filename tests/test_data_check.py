@@ -80,7 +80,7 @@ def test_a_config_is_checked_by_its_data_sets_and_those_that_are_absent_are_name
     prepare("bdd100k_night_val", write_bdd100k(tmp_path / "bdd100k"))
     text = check(tmp_path, capsys, "--config-file", str(ROOT / "configs/datasets/bdd100k_day_to_night.yaml"))
     assert "DIFFERS from the numbers commonly cited, perhaps of another release: images 3 here, 3,929 there" in text
-    assert "bdd100k_day_train: NOT THERE. " in text and "prepare_data.py bdd100k_day_train --root" in text
+    assert "bdd100k_day_train: CANNOT BE USED. " in text and "prepare_data.py bdd100k_day_train --root" in text
 
 
 def test_the_sheet_has_a_column_for_each_data_set(tmp_path, capsys):

@@ -84,7 +84,7 @@ def main(args: argparse.Namespace) -> None:
         raise FileNotFoundError("\n".join(absent.values()))
     print("\n".join(report(truths)))
     for name, message in absent.items():
-        print(f"\n{name}: NOT THERE. {message}")
+        print(f"\n{name}: CANNOT BE USED. {message}")
     with atomic_path(args.output) as temporary:
         Image.fromarray(draw_sheet(list(truths), args.count)).save(temporary, quality=88)
     print(f"\nWrote {args.output}: compare the boxes with the objects.")
@@ -141,7 +141,11 @@ def describe(name: str, truth: GroundTruth) -> Iterator[str]:
     """What is known of a data set: what was not taken over, differences from published numbers, a figure, terms."""
     json_file = MetadataCatalog.get(name).get("json_file")
     info = read_info(Path(json_file)) if json_file else {}
-    yield f"read from {json_file}" if json_file else "read from a VOC devkit; the log tells what was skipped"
+    yield (
+        f"read from {json_file}"
+        if json_file
+        else "read from a VOC devkit; its line in the log above tells what was skipped or repaired, and why"
+    )
     for why, found in info.get("skipped", {}).items():
         yield f"skipped: {found['images']} images {why}, such as {found['first'][0]}"
     for words, key in (("left out, other classes", "left_out"), ("repaired or dropped", "faults")):
