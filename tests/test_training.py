@@ -209,7 +209,7 @@ def test_missing_weights_are_errors_that_name_the_remedy(data, tmp_path):
 def test_on_a_cpu_attention_is_fused_in_evaluation_and_in_training_where_that_is_faster(
     data, tmp_path, monkeypatch, faster
 ):
-    monkeypatch.setattr(cpu, "fused_attention_is_faster", lambda: faster)
+    monkeypatch.setattr(cpu, "fused_attention_is_faster", lambda dtype: faster)
     seen = []
 
     class Watch(HookBase):
@@ -226,13 +226,19 @@ def test_plain_and_fused_attention_have_the_same_gradients(monkeypatch):
     torch.manual_seed(0)
     vit = timm.create_model("test_vit", num_classes=0, img_size=64).double()
     x, gradients = torch.randn(1, 3, 64, 64, dtype=torch.float64), []
-    monkeypatch.setattr(cpu, "fused_attention_is_faster", lambda: False)
+    monkeypatch.setattr(cpu, "fused_attention_is_faster", lambda dtype: False)
     for context in (nullcontext(), cpu.training_attention(vit)):
         vit.zero_grad()
         with context:
             vit(x).square().sum().backward()
         gradients.append(vit.patch_embed.proj.weight.grad.clone())
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
+
+
+def test_in_bfloat16_on_a_cpu_with_amx_attention_trains_unfused(monkeypatch):
+    monkeypatch.setattr(cpu, "has_amx", lambda: True)
+    cpu.fused_attention_is_faster.cache_clear()
+    assert not cpu.fused_attention_is_faster(torch.bfloat16)
 
 
 @pytest.mark.parametrize("steps, drops", [([4], []), ([2, 4, 9], [2]), ([2, 3], [2, 3])])

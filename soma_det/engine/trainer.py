@@ -52,13 +52,13 @@ class Trainer(DefaultTrainer):
         set_determinism(cfg.SOLVER.DETERMINISTIC)
         with compat.ddp_on(cfg.MODEL.DEVICE):
             super().__init__(cfg)
-        dtype = training_dtype(cfg)
-        if dtype is not None:
-            self._trainer: SimpleTrainer = mixed_precision_trainer(self._trainer, dtype, cfg.MODEL.DEVICE)
+        self.dtype = training_dtype(cfg)
+        if self.dtype is not None:
+            self._trainer: SimpleTrainer = mixed_precision_trainer(self._trainer, self.dtype, cfg.MODEL.DEVICE)
 
     def run_step(self) -> None:
         """As Detectron2's; on CPUs attention is computed in the way that trains faster there."""
-        with training_attention(self.model) if self.cfg.MODEL.DEVICE == "cpu" else nullcontext():
+        with training_attention(self.model, self.dtype) if self.cfg.MODEL.DEVICE == "cpu" else nullcontext():
             try:
                 super().run_step()
             except NonFiniteLossError as error:
