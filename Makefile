@@ -60,6 +60,8 @@ docs: setup
 	$(PYTHON) -m mkdocs build --strict
 
 # Each step goes on where an interrupted one stopped.
+# Nothing else should run beside it: OpenMP's threads may wait busily then, which makes a step a fifth faster.
+demo: export OMP_WAIT_POLICY ?= active
 demo: setup
 	$(PYTHON) projects/SynthDrive/make_synthdrive.py --output datasets/synthdrive --train 600 --test 60
 	$(PYTHON) tools/train_net.py --config-file configs/demo.yaml --resume

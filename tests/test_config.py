@@ -33,7 +33,7 @@ def test_every_config_builds_a_model_in_part_trained(path):
     assert isinstance(model, Adapted)
 
 
-@pytest.mark.parametrize("name", ["demo.yaml", "diverse_weather/cascade_rcnn_dinov2_s.yaml"])
+@pytest.mark.parametrize("name", ["demo.yaml", "Base-CPU.yaml", "diverse_weather/cascade_rcnn_dinov2_s.yaml"])
 def test_a_config_detects(name):
     # As if a checkpoint followed: the same modules without pretrained weights and their decomposition.
     no_weights = ["MODEL.WEIGHTS", "model_final.pth", "MODEL.VIT.IMG_SIZE", "[64, 64]"]
@@ -57,6 +57,8 @@ def test_test_sets_and_source_agree_in_every_config():
         (["MODEL.ADAPTER.RNAK", "4"], "(?s)command line.*RNAK.*Did you mean MODEL.ADAPTER.RANK"),
         (["SOLVER.MAX_ITER", "many"], "(?s)command line.*Type mismatch.*SOLVER.MAX_ITER"),
         (["SOLVER.MAX_ITER"], "Overrides come in pairs"),
+        (["MODEL.PYRAMID.FINEST_LEVEL", "4"], "MODEL.PYRAMID.FINEST_LEVEL is 4: set 2, or 3"),
+        (["MODEL.RPN.IN_FEATURES", "['p2', 'p3']"], "RPN.IN_FEATURES has p2, which .* leaves out"),
         (["SOLVER.AMP.DTYPE", "float8"], "SOLVER.AMP.DTYPE is 'float8'"),
         (["SOLVER.AMP.ENABLED", "True", "MODEL.DEVICE", "cpu"], "float16 needs CUDA"),
         (["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value"], "CLIP_TYPE is 'value': set it to 'full_model'"),

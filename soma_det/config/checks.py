@@ -82,6 +82,7 @@ def _check_vit(cfg: CN) -> None:
     vit = cfg.MODEL.VIT
     check_adapter(cfg)
     check_vit_name(vit.NAME)
+    _check_finest_level(cfg)
     if is_hierarchical(cfg):
         _check_hierarchical(cfg)
         return
@@ -92,6 +93,20 @@ def _check_vit(cfg: CN) -> None:
         raise ValueError(
             f"MODEL.VIT.OUT_BLOCKS has {len(vit.OUT_BLOCKS)} blocks: give 1 (simple pyramid) or 4 (one for each level)."
         )
+
+
+def _check_finest_level(cfg: CN) -> None:
+    finest, model = cfg.MODEL.PYRAMID.FINEST_LEVEL, cfg.MODEL
+    if finest == 2:
+        return
+    if finest != 3 or is_hierarchical(cfg) or len(model.VIT.OUT_BLOCKS) != 1:
+        raise ValueError(
+            f"MODEL.PYRAMID.FINEST_LEVEL is {finest}: set 2, or 3 with a plain ViT and one block in MODEL.VIT.OUT_BLOCKS."
+        )
+    readers = ("RETINANET",) if model.META_ARCHITECTURE == "AdaptedRetinaNet" else ("RPN", "ROI_HEADS")
+    for reader in readers:
+        if "p2" in model[reader].IN_FEATURES:
+            raise ValueError(f"MODEL.{reader}.IN_FEATURES has p2, which MODEL.PYRAMID.FINEST_LEVEL 3 leaves out.")
 
 
 def _check_hierarchical(cfg: CN) -> None:

@@ -44,7 +44,8 @@ def _add_model(cfg: CN) -> None:
     vit.DROP_PATH = 0.0  # rate of the last block; falls linearly to 0 at the first
     vit.ACTIVATION_CHECKPOINTING = False  # less memory for one more forward pass through the blocks
 
-    cfg.MODEL.PYRAMID = CN({"OUT_CHANNELS": 256})
+    # FINEST_LEVEL: 2 for p2 (stride 4 pixels), or 3, which saves time and loses small objects; from one block alone.
+    cfg.MODEL.PYRAMID = CN({"OUT_CHANNELS": 256, "FINEST_LEVEL": 2})
 
     detr = cfg.MODEL.DETR = CN()  # of MODEL.META_ARCHITECTURE AdaptedLwDETR
     detr.NUM_CLASSES = 7

@@ -83,7 +83,7 @@ def load_comparison(
 ) -> Comparison:
     """Read a comparison file::
 
-        config: ../demo.yaml            # of every run, relative to this file
+        config: ../Base-CPU.yaml        # of every run, relative to this file
         options: {SOLVER.MAX_ITER: 300} # of every run
         seeds: [1, 2, 3]
         reference: soma                 # the others are compared with it

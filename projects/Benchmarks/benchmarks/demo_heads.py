@@ -1,4 +1,4 @@
-"""The demo with another detection head: its settings, and training it."""
+"""Base-CPU.yaml with another detection head: its settings, and training it."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from soma_det.config import setup_cfg
 from soma_det.data import register_from_config
 from soma_det.evaluation.results import load_results
 
-DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
+BASE = Path(__file__).parents[3] / "configs" / "Base-CPU.yaml"
 HEADS: dict[str, dict[str, object]] = {
     "faster_rcnn": {},
     "cascade_rcnn": {"MODEL.ROI_HEADS.NAME": "CascadeROIHeads"},
@@ -40,9 +40,9 @@ MASK_HEAD: dict[str, object] = {
 
 
 def configure(head: str, settings: dict[str, object]) -> CfgNode:
-    """The demo's config with another head and other settings, its data registered."""
+    """Base-CPU.yaml with another head and other settings, its data registered."""
     words = [str(word) for pair in ({**MASK_HEAD, **HEADS[head], **settings}).items() for word in pair]
-    cfg = setup_cfg(str(DEMO), words)
+    cfg = setup_cfg(str(BASE), words)
     register_from_config(cfg)
     return cfg
 

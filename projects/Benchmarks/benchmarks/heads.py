@@ -86,7 +86,7 @@ def score(head: str, seed: int, iterations: int, args: argparse.Namespace) -> di
 
 
 def configure_length(head: str, args: argparse.Namespace, seed: int, folder: Path, iterations: int) -> CfgNode:
-    """The demo's config with another head and length; the learning rate drops at the demo's fractions of it."""
+    """Base-CPU.yaml with another head and length; the learning rate drops at the demo's fractions of it."""
     schedule = {"SOLVER.MAX_ITER": iterations, "SOLVER.STEPS": (iterations * 4 // 5, iterations * 19 // 20)}
     place = {"DATASETS.WEATHER.ROOT": args.data, "OUTPUT_DIR": str(folder), "SEED": seed}
     cfg = configure(head, {**schedule, **place, "DATALOADER.NUM_WORKERS": 0})

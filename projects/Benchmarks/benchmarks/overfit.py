@@ -62,7 +62,7 @@ def overfit(head: str, args: argparse.Namespace) -> dict[str, float]:
 
 
 def configure_images(head: str, args: argparse.Namespace) -> CfgNode:
-    """The demo's config with another head, trained and scored on the images."""
+    """Base-CPU.yaml with another head, trained and scored on the images."""
     schedule = {"SOLVER.MAX_ITER": args.iterations, "SOLVER.STEPS": (args.iterations * 4 // 5,)}
     place = {"DATASETS.WEATHER.ROOT": args.data, "OUTPUT_DIR": str(Path(args.runs, head)), "SEED": args.seed}
     cfg = configure(head, {**SETTINGS, **BY_HEART.get(head, {}), **schedule, **place})

@@ -36,9 +36,10 @@ def build_soma_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SimplePyram
     The weights are loaded here, not through MODEL.WEIGHTS, because SoMA decomposes what it finds. Where MODEL.WEIGHTS
     names a checkpoint, which brings every weight of the adapted ViT, they are not; nor on the device "meta".
     """
-    vit, out_blocks = _build_adapted(cfg), cfg.MODEL.VIT.OUT_BLOCKS
-    pyramid = SimplePyramid if len(out_blocks) == 1 else MultiBlockPyramid
-    return pyramid(TimmViT(vit, out_blocks), cfg.MODEL.PYRAMID.OUT_CHANNELS)
+    net, pyramid = TimmViT(_build_adapted(cfg), cfg.MODEL.VIT.OUT_BLOCKS), cfg.MODEL.PYRAMID
+    if len(cfg.MODEL.VIT.OUT_BLOCKS) == 1:
+        return SimplePyramid(net, pyramid.OUT_CHANNELS, pyramid.FINEST_LEVEL)
+    return MultiBlockPyramid(net, pyramid.OUT_CHANNELS)
 
 
 @BACKBONE_REGISTRY.register()

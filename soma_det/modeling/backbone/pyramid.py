@@ -44,10 +44,10 @@ class SimplePyramid(SimpleFeaturePyramid):
     Source: Exploring Plain Vision Transformer Backbones for Object Detection, arXiv 2203.16527, section 3.
     """
 
-    def __init__(self, net: TimmViT, out_channels: int):
+    def __init__(self, net: TimmViT, out_channels: int, finest_level: int = 2):
         """``net`` has one map, of stride 16 or 8 pixels; from stride 8, p5 too is subsampled."""
         ((in_feature, shape),) = net.output_shape().items()
-        strides = [stride for stride in STRIDES if stride <= 2 * shape.stride]
+        strides = [stride for stride in STRIDES if 2**finest_level <= stride <= 2 * shape.stride]
         top = int(math.log2(strides[-1]))
         super().__init__(
             net,
@@ -59,7 +59,7 @@ class SimplePyramid(SimpleFeaturePyramid):
         )
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(N, 3, H, W), multiples of size_divisibility -> {"p2": (N, C, H/4, W/4), ..., "p7": (N, C, H/128, W/128)}"""
+        """(N, 3, H, W), multiples of size_divisibility -> {"p2": (N, C, H/4, W/4), ..., "p7": (N, C, H/128, W/128)}, from the finest"""
         return in_full_precision(super().forward(x))
 
     @property
