@@ -82,7 +82,6 @@ SETTINGS = {
     "MODEL.VIT.FROZEN_BLOCKS": 2,
     "MODEL.VIT.DROP_PATH": 0.2,
     "MODEL.ADAPTER.NAME": "moa",
-    "MODEL.ADAPTER.MOA.RANKS": [1, 2],
     "MODEL.PYRAMID.OUT_CHANNELS": 8,
     "MODEL.ANCHOR_GENERATOR.SIZES": [[8], [16], [32], [64], [128]],
     "MODEL.RPN.POST_NMS_TOPK_TRAIN": 50,
@@ -198,7 +197,10 @@ def build_target(name: str, output: Path, opts: Sequence[str]) -> Target:
         return Target(
             name,
             lambda folder: ["--config-file", str(config), "--output", str(folder)],
-            lambda folder: not json.loads((folder / "results.json").read_text())["missing"],
+            lambda folder: (
+                # Where another process trains the last run, a comparison ends without it.
+                (folder / "results.json").exists() and not json.loads((folder / "results.json").read_text())["missing"]
+            ),
             ("results.json", "*/seed*/results.json", "*/seed*/metrics.json", "*/seed*/inference/*/*.json"),
             lambda folder: f"{len(list(folder.rglob('run.json')))} of {len(runs)} runs are done",
         )
@@ -245,7 +247,7 @@ def undisturbed(target: Target, folder: Path, log: Path) -> float:
             code = process.wait()
         finally:
             if process.poll() is None:
-                kill_groups([process.pid])
+                signal_groups([process.pid])
     if code:
         raise SystemExit(f"The undisturbed run ended with {code}; the end of {log}:\n{tail(log)}")
     return time.monotonic() - start
@@ -322,11 +324,11 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def kill_groups(pids: Sequence[int]) -> None:
-    """SIGKILL to the process groups of these processes."""
+def signal_groups(pids: Sequence[int], number: int = signal.SIGKILL) -> None:
+    """Send a signal to the process groups of these processes."""
     for pid in pids:
         try:
-            os.killpg(os.getpgid(pid), signal.SIGKILL)
+            os.killpg(os.getpgid(pid), number)
         except ProcessLookupError:
             continue
 
@@ -349,6 +351,10 @@ class Killer:
 
     Attributes:
         seconds: how long an undisturbed run takes.
+        running: processes that were started and not killed.
+        below: what the latest of them had started when it was last looked at.
+        lost: iterations, of each kill.
+        kinds: of moments, counted.
     """
 
     target: Target
@@ -356,6 +362,7 @@ class Killer:
     rng: random.Random
     counter: IterationCounter
     running: list[int] = field(default_factory=list)
+    below: list[int] = field(default_factory=list)
     lost: list[int] = field(default_factory=list)
     kinds: Counter = field(default_factory=Counter)
 
@@ -372,19 +379,21 @@ class Killer:
         code = self._wait(pid, folder)
         if code is not None:
             self.running.remove(pid)
-            kill_groups([pid])
+            signal_groups([pid])
             if code:
                 raise RuntimeError(f"exit code {code}; the end of {log}:\n{tail(log)}")
             return False
-        below = descendants(pid)
         orphans = self.target.name == "comparison" and self.rng.random() < 0.5
-        kill_groups([pid])
+        # Looking for processes takes longer than many a write: all stands still meanwhile.
+        signal_groups([pid, *([] if orphans else self.below)], signal.SIGSTOP)
+        below = descendants(pid)
+        signal_groups([pid])
         os.waitpid(pid, 0)
         self.running.remove(pid)
         if orphans:
             self.running += (left := [other for other in below if is_alive(other)])
         else:
-            kill_groups(below)
+            signal_groups(below)
         print(
             f"{title}: {self._describe(folder, before)}{f', {len(left)} processes go on' if orphans else ''}",
             flush=True,
@@ -399,15 +408,17 @@ class Killer:
 
     def stop(self) -> None:
         """Kill everything that was started."""
-        kill_groups([other for pid in self.running for other in descendants(pid)])
-        kill_groups(self.running)
+        signal_groups([other for pid in self.running for other in descendants(pid)])
+        signal_groups(self.running)
 
     def _wait(self, pid: int, folder: Path) -> int | None:
         """The exit code of the process, or None when the time for its kill has come."""
         writes = self.rng.randint(1, 6) if self.rng.random() < 0.5 else 0  # 0: at any moment
         deadline = time.monotonic() + self.rng.uniform(0, self.seconds)
-        seen = partial_files(folder)
+        seen, self.below, looked = partial_files(folder), [], time.monotonic()
         while True:
+            if time.monotonic() > looked + 0.3:
+                self.below, looked = descendants(pid), time.monotonic()
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
                 return os.waitstatus_to_exitcode(status)
@@ -459,17 +470,22 @@ def differences(whole: Path, killed: Path, patterns: Sequence[str]) -> Iterator[
     for name in sorted((found[0] ^ found[1]) - partial):
         yield f"{name} is only in {whole if name in found[0] else killed}"
     for name in sorted(found[0] & found[1] - partial):
-        yield from unequal(name, *(read(folder / name) for folder in (whole, killed)))
+        yield from unequal(name, *(read(folder, name) for folder in (whole, killed)))
 
 
-def read(path: Path) -> object:
-    """The content of a result file. Of metrics.json: "iteration: name" -> all values logged, each once."""
+def read(folder: Path, name: str) -> object:
+    """The content of a result file, without the folder's name.
+
+    Of metrics.json: "iteration: name" -> all values logged, each once.
+    """
+    path = folder / name
     if path.suffix == ".pth":
         return torch.load(path, weights_only=True)
+    text = path.read_text().replace(str(folder), "")
     if path.name != "metrics.json":
-        return json.loads(path.read_text())
+        return json.loads(text)
     values: dict[str, set] = {}
-    for line in map(json.loads, path.read_text().splitlines()):
+    for line in map(json.loads, text.splitlines()):
         for name in line.keys() - TIMES:
             values.setdefault(f"{line['iteration']}: {name}", set()).add(repr(line[name]))
     return values
@@ -513,7 +529,7 @@ def check(target: Target, output: Path, kills: int, seed: int) -> list[str]:
     if code:
         raise SystemExit(f"A forked run ended with {code}; the end of its log:\n{tail(output / 'measured.log')}")
     killer = Killer(target, time.monotonic() - start, random.Random(seed), counter)
-    print(f"Undisturbed, a forked {target.name} takes {killer.seconds:.1f} s.", flush=True)
+    print(f"A run without kills takes {killer.seconds:.1f} s.", flush=True)
     found = [f"without a kill, {line}" for line in differences(whole, output / "measured", target.results)]
     done = run = 0
     try:
