@@ -181,9 +181,9 @@ def test_a_comparison_finds_a_closed_folder_before_it_trains(data, tmp_path, clo
 def test_a_folder_without_permission_to_write_is_named(tmp_path):
     tmp_path.chmod(0o555)
     with pytest.raises(ValueError, match="cannot be written to .*Permission denied"):
-        check_writable(tmp_path)
+        check_writable(str(tmp_path))
 
 
 def test_a_folder_that_can_be_written_to_is_made_and_left_empty(tmp_path):
-    check_writable(tmp_path / "new" / "folder")
+    check_writable(str(tmp_path / "new" / "folder"))
     assert os.listdir(tmp_path / "new" / "folder") == []

@@ -110,7 +110,7 @@ def main(args: argparse.Namespace) -> str:
     if not split:
         raise ValueError("The config has no DATASETS.SOURCE_TEST: name a split with --split.")
     check_data_exists([split])
-    check_writable(args.output)
+    check_writable(str(args.output))
     cfg = restrict(cfg, split)
     model, start, done = load_model(cfg), time.monotonic(), 0
     text = report(read(args.output, jobs, split), args, split)

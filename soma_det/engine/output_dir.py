@@ -53,7 +53,7 @@ def check_output_dir(cfg: CfgNode, resume: bool) -> None:
         )
 
 
-def check_writable(folder: str | os.PathLike) -> None:
+def check_writable(folder: str) -> None:
     """Make an output folder where there is none; raise a ValueError where it cannot be written to."""
     try:
         os.makedirs(folder, exist_ok=True)

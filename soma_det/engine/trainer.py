@@ -113,7 +113,7 @@ class Trainer(DefaultTrainer):
 
     def after_train(self) -> None:
         """As Detectron2's, which counts too far where a resumed training has nothing left to train."""
-        self.iter = min(self.iter, self.max_iter)
+        self.iter: int = min(self.iter, self.max_iter)
         super().after_train()
 
     def resume_or_load(self, resume: bool = True) -> None:
