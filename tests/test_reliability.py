@@ -1,5 +1,6 @@
 """Nothing lost, nothing silently wrong: non-finite losses, damaged checkpoints, pruning, locks."""
 
+import json
 import os
 import subprocess
 import sys
@@ -121,6 +122,26 @@ def test_the_checkpoint_that_is_best_on_the_source_is_kept_also_after_a_resume(d
     trainer_of(cfg, resume=True).train()
     best = torch.load(tmp_path / "model_best.pth", weights_only=True)
     assert best["iteration"] == 3 and max(source) == 30.0
+
+
+def test_an_evaluation_that_an_interruption_cut_short_is_repeated_after_a_resume(data, tmp_path, monkeypatch):
+    calls = []
+
+    def evaluate(cls, cfg, model, evaluators=None):
+        calls.append(len(calls))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return {name: {"voc": {"AP50": 10.0}} for name in cfg.DATASETS.TEST}
+
+    monkeypatch.setattr(soma_det.Trainer, "test", classmethod(evaluate))
+    cfg = tiny_cfg(data, tmp_path, TEST__EVAL_PERIOD=2, SOLVER__CHECKPOINT_PERIOD=2)
+    with pytest.raises(KeyboardInterrupt):
+        trainer_of(cfg).train()
+    resumed = trainer_of(cfg, resume=True)
+    assert resumed.start_iter == 2
+    resumed.train()
+    lines = map(json.loads, (tmp_path / "metrics.json").read_text().splitlines())
+    assert {line["iteration"] for line in lines if "tiny_night_sunny_test/voc/AP50" in line} == {1, 3, 6}
 
 
 def test_keeping_the_best_needs_evaluations_in_between(data, tmp_path):

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import signal
 from contextlib import nullcontext
 from pathlib import Path
@@ -39,6 +40,13 @@ def train(cfg, resume=False, extra_hooks=()):
 
 def state_of(folder, name="model_final.pth"):
     return torch.load(Path(folder) / name, weights_only=False)
+
+
+def logged(folder):
+    """(iteration, metric) -> value as text, without times."""
+    lines = [json.loads(line) for line in (Path(folder) / "metrics.json").read_text().splitlines()]
+    values = {(line["iteration"], name): repr(value) for line in lines for name, value in line.items()}
+    return {key: value for key, value in values.items() if "time" not in key[1] and key[1] != "eta_seconds"}
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +86,15 @@ def test_resuming_equals_never_having_stopped(finished, data, tmp_path):
     assert optimizers[0]["param_groups"] == optimizers[1]["param_groups"]
     for key, moments in optimizers[0]["state"].items():
         assert torch.equal(moments["exp_avg_sq"], optimizers[1]["state"][key]["exp_avg_sq"])
+    expected, after = logged(cfg.OUTPUT_DIR), logged(tmp_path)
+    assert "total_loss" in {name for _, name in expected} and not expected.items() - after.items()
+
+
+def test_a_finished_training_that_is_resumed_logs_its_scores_at_the_same_iteration(finished, data, tmp_path):
+    before = logged(shutil.copytree(finished[0].OUTPUT_DIR, tmp_path, dirs_exist_ok=True))
+    train(tiny_cfg(data, tmp_path), resume=True)
+    assert logged(tmp_path) == before and (6, "tiny_night_sunny_test/voc/AP50") in before
+    assert len((tmp_path / "metrics.json").read_text().splitlines()) > len({iteration for iteration, _ in before})
 
 
 def test_worker_processes_change_nothing(finished, data, tmp_path):

@@ -33,7 +33,7 @@ from soma_det.data import check_data_exists, register_from_config
 from soma_det.data.dataset_mapper import WeatherMapper
 from soma_det.data.transforms.augmentation import build_test_augmentation
 from soma_det.engine import Trainer, load_model
-from soma_det.engine.output_dir import LockedFolderError, locked_output_dir
+from soma_det.engine.output_dir import LockedFolderError, check_writable, locked_output_dir
 from soma_det.evaluation.chart import draw_curves
 from soma_det.evaluation.corruptions import BENCHMARK, NAMES, SEVERITIES, WEATHER, Corruption, check_corruption
 from soma_det.evaluation.results import CHART_FILE, RESULTS_FILE, TABLES_FILE, load_results
@@ -110,6 +110,7 @@ def main(args: argparse.Namespace) -> str:
     if not split:
         raise ValueError("The config has no DATASETS.SOURCE_TEST: name a split with --split.")
     check_data_exists([split])
+    check_writable(str(args.output))
     cfg = restrict(cfg, split)
     model, start, done = load_model(cfg), time.monotonic(), 0
     text = report(read(args.output, jobs, split), args, split)

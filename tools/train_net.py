@@ -26,8 +26,9 @@ from soma_det.data import check_data_exists, register_from_config
 from soma_det.engine import Trainer, load_model
 from soma_det.engine.distributed import init_launched_process_group, started_by_launcher
 from soma_det.engine.divergence import NonFiniteLossError
-from soma_det.engine.output_dir import LockedFolderError, check_output_dir, locked_output_dir
+from soma_det.engine.output_dir import LockedFolderError, check_output_dir, check_writable, locked_output_dir
 from soma_det.modeling.backbone.build import check_pretrained
+from soma_det.utils.files import UnwrittenFileError, naming_full_disk
 
 DESCRIPTION = "Train a detector on its source domain and evaluate it in every weather."
 
@@ -118,10 +119,19 @@ def setup(args):
     register_from_config(cfg)
     check_data_exists([*cfg.DATASETS.TEST, *([] if args.eval_only else cfg.DATASETS.TRAIN)])
     check_pretrained(cfg)
+    check_writable(cfg.OUTPUT_DIR)
     comm.synchronize()  # all have read what the first process now writes
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="soma_det", abbrev_name="soma")
     return cfg
+
+
+def train(cfg, resume):
+    """Train, while no other training may write to the folder."""
+    with locked_output_dir(cfg.OUTPUT_DIR) if comm.is_main_process() else nullcontext():
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=resume)
+        return trainer.train()
 
 
 def main(args):
@@ -130,14 +140,10 @@ def main(args):
         cfg = setup(args)
     except (ValueError, OSError) as error:
         raise SystemExit(f"train_net.py: {error}") from error
-    if args.eval_only:
-        return Trainer.test(cfg, load_model(cfg))
     try:
-        with locked_output_dir(cfg.OUTPUT_DIR) if comm.is_main_process() else nullcontext():
-            trainer = Trainer(cfg)
-            trainer.resume_or_load(resume=args.resume)
-            return trainer.train()
-    except (LockedFolderError, NonFiniteLossError, DamagedCheckpointError) as error:
+        with naming_full_disk(cfg.OUTPUT_DIR):
+            return Trainer.test(cfg, load_model(cfg)) if args.eval_only else train(cfg, args.resume)
+    except (LockedFolderError, NonFiniteLossError, DamagedCheckpointError, UnwrittenFileError) as error:
         raise SystemExit(f"train_net.py: {error}") from error
 
 

@@ -36,6 +36,7 @@ from adapter_comparison.process import Train
 from adapter_comparison.runs import is_finished
 from soma_det.config import check_device
 from soma_det.data import check_data_exists, register_from_config
+from soma_det.engine.output_dir import check_writable
 from soma_det.modeling.backbone.build import check_pretrained
 from soma_det.utils.machine import count_cores, cpu_name
 
@@ -111,6 +112,7 @@ def prepare(comparison: Comparison, output: str) -> list[Run]:
     for run in runs:
         if not is_finished(run):
             check_pretrained(run.cfg)
+    check_writable(output)
     return runs
 
 

@@ -16,7 +16,7 @@ from soma_det.adapters import find_adapter_layers
 from soma_det.checkpoint.convert import convert_old_names
 from soma_det.checkpoint.exported import is_exported
 from soma_det.modeling.backbone.timm_vit import find_vits
-from soma_det.utils.files import write_text
+from soma_det.utils.files import UnwrittenFileError, write_text
 from soma_det.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -75,18 +75,13 @@ class AtomicCheckpointer(DetectionCheckpointer):
         """Write ``name``.pth into the output folder.
 
         Raises:
-            OSError: it could not be written, for example because the disk is full; earlier ones are untouched.
+            UnwrittenFileError: for example because the disk is full; earlier checkpoints are untouched.
         """
         try:
             super().save(name + PARTIAL_SUFFIX, **{METADATA: self.description}, **kwargs)
         except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
-            partial = os.path.join(self.save_dir, f"{name}{PARTIAL_SUFFIX}.pth")
-            if os.path.exists(partial):
-                os.remove(partial)
-            raise OSError(
-                f"The checkpoint {name}.pth could not be written to {self.save_dir}: {error}. Make room there and "
-                "continue with --resume; the checkpoints written before are intact."
-            ) from error
+            Path(self.save_dir, f"{name}{PARTIAL_SUFFIX}.pth").unlink(missing_ok=True)
+            raise UnwrittenFileError(Path(self.save_dir, f"{name}.pth"), error) from error
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Called when the file is complete: move it to its name, then point ``last_checkpoint`` at it."""

@@ -145,6 +145,29 @@ class SeedEachIteration(HookBase):
         torch.manual_seed((self.seed * 1_000_003 + self.trainer.iter) * 1_009 + comm.get_rank())
 
 
+class RecentMetrics(HookBase):
+    """Saves the latest 20 values of each metric with a checkpoint: a resumed training logs their medians as before."""
+
+    def __init__(self):
+        self.saved: dict[str, tuple[bool, list[tuple[float, int]]]] = {}
+
+    def before_train(self):
+        for name, (smooth, values) in self.saved.items():
+            for value, iteration in values:
+                self.trainer.storage.put_scalar(name, value, smoothing_hint=smooth, cur_iter=iteration)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Metric -> whether it is logged as a median, and the latest (value, iteration)."""
+        if not hasattr(self.trainer, "storage"):  # it has not begun to train
+            return self.saved
+        hints, histories = self.trainer.storage.smoothing_hints(), self.trainer.storage.histories()
+        return {name: (hints[name], history.values()[-20:]) for name, history in histories.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from saved values."""
+        self.saved = state
+
+
 class SaveOnInterrupt(HookBase):
     """On SIGINT, SIGTERM or SIGUSR1, finishes the iteration, saves a checkpoint and stops, on every rank alike.
 

@@ -4,7 +4,9 @@ import contextlib
 import fcntl
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import yaml
 from detectron2.config import CfgNode
@@ -51,6 +53,15 @@ def check_output_dir(cfg: CfgNode, resume: bool) -> None:
         )
 
 
+def check_writable(folder: str) -> None:
+    """Make an output folder where there is none; raise a ValueError where it cannot be written to."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written to ({error.strerror}): choose another output folder.") from error
+
+
 @contextlib.contextmanager
 def locked_output_dir(folder: str) -> Iterator[None]:
     """Keep other trainings on this machine out of a folder; the lock goes with the process, however it ends.
@@ -69,4 +80,6 @@ def locked_output_dir(folder: str) -> Iterator[None]:
             ) from error
         except OSError as error:  # some network file systems have no locks
             logger.warning("OUTPUT_DIR %s cannot be locked (%s): let no other training write to it.", folder, error)
+        if (metrics := Path(folder, "metrics.json")).is_file():  # a full disk may have cut its last line short
+            os.truncate(metrics, metrics.read_bytes().rfind(b"\n") + 1)
         yield

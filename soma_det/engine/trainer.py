@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer
+from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.modeling import build_model
 from detectron2.utils import comm
@@ -105,7 +106,15 @@ class Trainer(DefaultTrainer):
             self.model, self.cfg.OUTPUT_DIR, description=describe_model(self.cfg), trainer=weakref.proxy(self)
         )
         recipe = _recipe_hooks(self.cfg, hooks.unwrap_ddp(self.model), self.data_loader.seed)
-        return recipe + super().build_hooks() + _checkpoint_hooks(self.cfg)
+        built = recipe + super().build_hooks() + _checkpoint_hooks(self.cfg)
+        # Checkpoints after the evaluation, which a resumed training has to repeat where it did not come to its end.
+        last = (PeriodicCheckpointer, CheckpointPruning, hooks.SaveOnInterrupt)
+        return sorted(built, key=lambda hook: isinstance(hook, last))
+
+    def after_train(self) -> None:
+        """As Detectron2's, which counts too far where a resumed training has nothing left to train."""
+        self.iter: int = min(self.iter, self.max_iter)
+        super().after_train()
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As Detectron2's; a resumed training also goes on in the data where it stopped."""
@@ -149,7 +158,7 @@ def _describe_run(cfg: CfgNode) -> dict[str, str | int]:
 
 
 def _recipe_hooks(cfg: CfgNode, model: nn.Module, seed: int) -> list[HookBase]:
-    recipe: list[HookBase] = [hooks.SeedEachIteration(seed), LossGuard()]
+    recipe: list[HookBase] = [hooks.SeedEachIteration(seed), hooks.RecentMetrics(), LossGuard()]
     solver, frozen = cfg.SOLVER, cfg.MODEL.VIT.FROZEN_BLOCKS
     for name, vit in find_vits(model).items() if frozen else ():
         modules = "|".join(map(re.escape, vit.frozen_modules(frozen)))
@@ -172,8 +181,7 @@ def _checkpoint_hooks(cfg: CfgNode) -> list[HookBase]:
     """What comes after Detectron2's hooks, which write the checkpoints and evaluate."""
     last: list[HookBase] = []
     if cfg.TEST.KEEP_BEST:
-        metric = f"{cfg.DATASETS.SOURCE_TEST}/voc/AP50"
-        last.append(BestOnSource(cfg.TEST.EVAL_PERIOD, metric))
+        last.append(BestOnSource(cfg.TEST.EVAL_PERIOD, f"{cfg.DATASETS.SOURCE_TEST}/voc/AP50"))
     if cfg.SOLVER.CHECKPOINTS_KEPT:
         last.append(CheckpointPruning(cfg.SOLVER.CHECKPOINTS_KEPT, cfg.SOLVER.CHECKPOINT_PERIOD))
     return [*last, hooks.SaveOnInterrupt()]

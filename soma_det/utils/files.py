@@ -1,10 +1,30 @@
 """Writes files so that a reader never meets half of one."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+class UnwrittenFileError(OSError):
+    """A file could not be written, for example to a full disk; the message names it and says what to do."""
+
+    def __init__(self, path: str | os.PathLike, why: object):
+        remedy = "Make room there and run the command again, a training with --resume; earlier files are intact."
+        super().__init__(f"{path} could not be written: {why}. {remedy}")
+
+
+@contextmanager
+def naming_full_disk(path: str | os.PathLike) -> Iterator[None]:
+    """Raise an UnwrittenFileError in place of the system's error for a full disk, which does not name ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UnwrittenFileError(path, error.strerror) from error
 
 
 @contextmanager
@@ -20,7 +40,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
+        with naming_full_disk(path):
+            yield temporary
         os.umask(mask := os.umask(0))  # the only portable way to read the mask is to set it
         temporary.chmod(0o666 & ~mask)  # mkstemp makes files that only their owner can read
         os.replace(temporary, path)
