@@ -34,8 +34,8 @@ from soma_det.data.dataset_mapper import WeatherMapper
 from soma_det.data.transforms.augmentation import build_test_augmentation
 from soma_det.engine import Trainer, load_model
 from soma_det.engine.output_dir import LockedFolderError, check_writable, locked_output_dir
-from soma_det.evaluation.chart import draw_curves
-from soma_det.evaluation.corruptions import BENCHMARK, NAMES, SEVERITIES, WEATHER, Corruption, check_corruption
+from soma_det.evaluation.chart import draw_panels
+from soma_det.evaluation.corruptions import BENCHMARK, KINDS, NAMES, SEVERITIES, WEATHER, Corruption, check_corruption
 from soma_det.evaluation.results import CHART_FILE, RESULTS_FILE, TABLES_FILE, load_results
 from soma_det.utils.files import atomic_path, write_text
 
@@ -208,15 +208,24 @@ def report(scores: Mapping[tuple[str, int], Mapping[str, float]], args: argparse
 
 
 def _draw(scores: Mapping[tuple[str, int], Mapping[str, float]], names: Sequence[str], path: Path) -> None:
-    """The mean over the benchmark's corruptions at each severity that all have, 0 being clean."""
+    """A panel for each kind of the benchmark's corruptions, over the severities that all have, 0 being clean."""
     benchmark = [name for name in names if name in BENCHMARK]
     levels = [level for level in SEVERITIES if benchmark and all((name, level) in scores for name in benchmark)]
     if not levels or (CLEAN, 0) not in scores:
         return
     clean = scores[CLEAN, 0]["VOC AP50"]
-    curves = {name: [clean, *(scores[name, level]["VOC AP50"] for level in levels)] for name in benchmark}
+    panels = {
+        kind: {
+            name.replace("_", " "): [clean, *(scores[name, level]["VOC AP50"] for level in levels)]
+            for name in members
+            if name in benchmark
+        }
+        for kind, members in KINDS.items()
+    }
     with atomic_path(path) as temporary:
-        draw_curves([0, *levels], curves, None, temporary, "severity; 0: clean")
+        draw_panels(
+            [0, *levels], {k: curves for k, curves in panels.items() if curves}, temporary, "severity; 0: clean"
+        )
 
 
 def _table(rows: Sequence[Sequence[str]], headers: Sequence[str], tablefmt: str) -> str:

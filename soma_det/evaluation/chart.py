@@ -14,6 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 SOURCE_COLOR, UNSEEN_COLOR, MEAN_COLOR = "#8a94a6", "#0072b2", "#d55e00"
+# Okabe and Ito's colors, which the color-blind can tell apart; their yellow is too light for lines.
+LINE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 TEXT_COLOR, GRID_COLOR = "#2b2f36", "#e3e6ea"
 MEAN_LINE: dict[str, Any] = dict(color=MEAN_COLOR, linewidth=1.6, linestyle=(0, (4, 2)))
 
@@ -67,6 +69,32 @@ def draw_curves(
     _style(axes, max([s for curve in curves.values() for s in curve if not math.isnan(s)], default=0.0))
     axes.set_xlabel(xlabel, color=TEXT_COLOR, fontsize=10)
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9, labelcolor=TEXT_COLOR)
+    figure.savefig(path, metadata={"Software": None})
+
+
+def draw_panels(
+    x: Sequence[float], panels: Mapping[str, Mapping[str, Sequence[float]]], path: str | os.PathLike, xlabel: str
+) -> None:
+    """Save panels side by side on one scale, each with a line per label over a setting.
+
+    Args:
+        x: the setting's values.
+        panels: title -> label -> VOC AP50 at each value, 0 to 100; NaN leaves a gap. At most six labels in a panel.
+        path: PNG file; overwritten.
+    """
+    figure = Figure(figsize=(max(4.2, 3.1 * len(panels)), 3.9), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    every = [score for curves in panels.values() for curve in curves.values() for score in curve]
+    for number, (title, curves) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), number + 1)
+        for color, (label, curve) in zip(LINE_COLORS, curves.items(), strict=False):
+            axes.plot(x, curve, "o-", color=color, linewidth=1.6, markersize=4, label=label)
+        _style(axes, max([score for score in every if not math.isnan(score)], default=0.0))
+        axes.set_title(title, color=TEXT_COLOR, fontsize=11)
+        axes.set_xlabel(xlabel, color=TEXT_COLOR, fontsize=9.5)
+        axes.legend(loc="lower left", frameon=False, fontsize=8.5, labelcolor=TEXT_COLOR)
+        if number:
+            axes.set_ylabel("")
     figure.savefig(path, metadata={"Software": None})
 
 

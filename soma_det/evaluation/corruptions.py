@@ -13,10 +13,13 @@ from detectron2.data import transforms as T
 
 from soma_det.weather import DOMAIN_EFFECTS, apply_weather
 
-BENCHMARK = (
-    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
-    "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
-)  # fmt: skip
+KINDS = {
+    "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
+    "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
+    "weather": ("snow", "frost", "fog", "brightness"),
+    "digital": ("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
+}
+BENCHMARK = tuple(name for names in KINDS.values() for name in names)
 SEVERITIES = (1, 2, 3, 4, 5)
 WEATHER = {f"simulated_{domain}": domain for domain in DOMAIN_EFFECTS if domain != "daytime_clear"}
 NAMES = (*BENCHMARK, *WEATHER)
