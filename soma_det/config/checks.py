@@ -101,7 +101,7 @@ def _check_finest_level(cfg: CN) -> None:
         return
     if finest != 3 or is_hierarchical(cfg) or len(model.VIT.OUT_BLOCKS) != 1:
         raise ValueError(
-            f"MODEL.PYRAMID.FINEST_LEVEL is {finest}: set 2, or 3 with a plain ViT and one block in MODEL.VIT.OUT_BLOCKS."
+            f"MODEL.PYRAMID.FINEST_LEVEL is {finest}: set 2, or 3 with a plain ViT and one of MODEL.VIT.OUT_BLOCKS."
         )
     readers = ("RETINANET",) if model.META_ARCHITECTURE == "AdaptedRetinaNet" else ("RPN", "ROI_HEADS")
     for reader in readers:

@@ -28,7 +28,7 @@ def fused_attention_is_faster(dtype: torch.dtype) -> bool:
 def training_attention(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
     """Inside the block, timm's attention on the CPU is computed in the way that trains faster.
 
-    ``dtype`` is the one of autocast, None for fp32. The forward pass alone is always faster fused, so evaluation keeps it.
+    ``dtype`` is the one of autocast, None for fp32. The forward pass alone is always faster fused: evaluation keeps it.
     """
     fused: list[Any] = [module for module in model.modules() if getattr(module, "fused_attn", False)]
     try:

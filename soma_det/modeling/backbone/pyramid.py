@@ -59,7 +59,10 @@ class SimplePyramid(SimpleFeaturePyramid):
         )
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(N, 3, H, W), multiples of size_divisibility -> {"p2": (N, C, H/4, W/4), ..., "p7": (N, C, H/128, W/128)}, from the finest"""
+        """(N, 3, H, W), multiples of size_divisibility -> {"p2": (N, C, H/4, W/4), ..., "p7": (N, C, H/128, W/128)}
+
+        Without p2 where ``finest_level`` is 3.
+        """
         return in_full_precision(super().forward(x))
 
     @property
