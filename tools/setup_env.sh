@@ -4,6 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 env_dir=$1
 base=${BASE_PYTHON:-python3}
+locked=${LOCKED:-requirements/locked-pinned.txt} # tools/check_compatibility.py has others
 step() { printf '==> %s\n' "$*"; }
 
 version=$("$base" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -23,7 +24,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 step "[2/4] torch and the other packages (the first time some GB and a few minutes)"
 install=("$python" -m pip install --quiet --require-hashes)
 "${install[@]}" -r requirements/locked-build.txt
-"${install[@]}" --progress-bar on --no-build-isolation --use-pep517 -r requirements/locked-pinned.txt
+"${install[@]}" --progress-bar on --no-build-isolation --use-pep517 -r "$locked"
 
 step "[3/4] Detectron2 (its Python sources; no compiler needed)"
 if ! "$python" -c 'import importlib.metadata as m, sys; sys.exit(not any(d.name in ("detectron2", "sal-detectron2") for d in m.distributions()))'; then
