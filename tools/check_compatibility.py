@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Run the tests with other versions of Python, torch and the rest, each in an environment of its own: see --help, or run
+"""Run the tests with other versions, each in an environment of its own: see --help, or run
 
 python tools/check_compatibility.py --python 3.10 --torch oldest
 """
@@ -18,14 +18,14 @@ ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = """
 Examples:
 
-The tests of `make test` on Python 3.10, 3.11 and 3.12, with the locked versions and with the oldest that pyproject.toml allows:
+The tests of `make test` on Python 3.10, 3.11 and 3.12, with the locked and with the oldest versions:
     python tools/check_compatibility.py
 
 A few tests with one torch, in an environment that stays, in output/compatibility/3.11-2.9.1:
     python tools/check_compatibility.py --python 3.11 --torch 2.9.1 --tests tests/test_adapters.py --keep
 
-Needs uv (pip install uv), the package index, and 8 GB of disk for the time of a run; environments are made and removed one
-after the other. Ctrl-C at any time: rows that are finished are not run again, until --output is deleted.
+Needs uv (pip install uv), the package index, and 8 GB of disk for the time of a run; environments are made and
+removed one after the other. Ctrl-C at any time: rows that are finished are not run again, until --output is deleted.
 """
 EXTRAS = ("test", "peft", "detr", "masks", "cluster", "export", "supervision")
 SOURCES_ALONE = ("antlr4-python3-runtime", "fvcore", "iopath")  # the index has no wheels of these
