@@ -152,6 +152,8 @@ class RecentMetrics(HookBase):
         self.saved: dict[str, tuple[bool, list[tuple[float, int]]]] = {}
 
     def before_train(self):
+        if self.trainer.start_iter >= self.trainer.max_iter:
+            return  # nothing is left to train, and nothing would overwrite what was logged already
         for name, (smooth, values) in self.saved.items():
             for value, iteration in values:
                 self.trainer.storage.put_scalar(name, value, smoothing_hint=smooth, cur_iter=iteration)
