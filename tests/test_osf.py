@@ -46,12 +46,12 @@ def test_after_three_steps_the_outputs_are_those_of_pefts_osf(target):
     import peft
 
     torch.manual_seed(0)
-    ours = plain_vit().double()  # rounding grows in three steps at so large a rate
+    ours = plain_vit()
     theirs = copy.deepcopy(ours)
     adapt(ours, OsfConfig(train_bias=False), blocks=[5], targets=[target.replace(".", r"\.")])
     theirs.requires_grad_(False)
     peft.inject_adapter_in_model(peft.OSFConfig(target_modules=[f"blocks.5.{target}"], effective_rank=0.5), theirs)
-    x, direction, outputs = torch.randn(2, 3, 64, 64).double(), torch.randn(2, 64).double(), []
+    x, direction, outputs = torch.randn(2, 3, 64, 64), torch.randn(2, 64), []
     for vit in (ours, theirs):
         start = vit(x).detach()
         optimizer = torch.optim.SGD([p for p in vit.parameters() if p.requires_grad], lr=1)

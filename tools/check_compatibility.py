@@ -101,7 +101,6 @@ def choose(which: str, python: str, folder: Path, log: Path) -> Path:
     chosen, limits = folder / "chosen.txt", folder / "limits.txt"
     limits.write_text("" if which == "oldest" else f"torch=={which}\n")
     command = ["uv", "pip", "compile", "--quiet", "--generate-hashes", "--no-annotate", "--python-version", python]
-    # Detectron2 is built in no environment of its own, and setuptools has to be among the versions that are tried.
     command += ["--resolution", "lowest-direct" if which == "oldest" else "highest", "--constraint", limits]
     command += ["--only-binary", ":all:", *(f"--no-binary={name}" for name in SOURCES_ALONE)]
     command += [f"--extra={name}" for name in EXTRAS]
