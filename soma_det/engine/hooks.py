@@ -146,15 +146,20 @@ class SeedEachIteration(HookBase):
 
 
 class RecentMetrics(HookBase):
-    """Saves the latest 20 values of each metric with a checkpoint: a resumed training logs their medians as before."""
+    """Saves the latest 20 values of each metric: a resumed training logs the same medians, every 20 iterations."""
 
     def __init__(self):
         self.saved: dict[str, tuple[bool, list[tuple[float, int]]]] = {}
 
     def before_train(self):
+        start, storage = self.trainer.start_iter, self.trainer.storage
+        unwritten = start - start % 20 if start < self.trainer.max_iter else start  # the first iteration that is
         for name, (smooth, values) in self.saved.items():
             for value, iteration in values:
-                self.trainer.storage.put_scalar(name, value, smoothing_hint=smooth, cur_iter=iteration)
+                if iteration < unwritten:  # put_scalar would have it written again
+                    storage.histories()[name].update(value, iteration)
+                else:
+                    storage.put_scalar(name, value, smoothing_hint=smooth, cur_iter=iteration)
 
     def state_dict(self) -> dict[str, Any]:
         """Metric -> whether it is logged as a median, and the latest (value, iteration)."""
