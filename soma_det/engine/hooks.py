@@ -156,10 +156,9 @@ class RecentMetrics(HookBase):
         unwritten = start - start % 20 if start < self.trainer.max_iter else start  # the first iteration that is
         for name, (smooth, values) in self.saved.items():
             for value, iteration in values:
-                if iteration < unwritten:  # put_scalar would have it written again
-                    storage.histories()[name].update(value, iteration)
-                else:
-                    storage.put_scalar(name, value, smoothing_hint=smooth, cur_iter=iteration)
+                storage.put_scalar(name, value, smoothing_hint=smooth, cur_iter=iteration)
+            if values[-1][1] < unwritten:
+                del storage.latest()[name]  # or it would be written again
 
     def state_dict(self) -> dict[str, Any]:
         """Metric -> whether it is logged as a median, and the latest (value, iteration)."""
