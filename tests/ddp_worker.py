@@ -12,7 +12,7 @@ from training import tiny_cfg
 
 import soma_det  # noqa: F401
 from soma_det.engine import Trainer
-from soma_det.engine.distributed import init_torchrun_process_group
+from soma_det.engine.distributed import init_launched_process_group
 from soma_det.modeling.freezing import fingerprint
 
 
@@ -51,7 +51,7 @@ def check_replicas(cfg):
 
 def main(data, output):
     torch.set_num_threads(1)
-    init_torchrun_process_group("cpu")
+    init_launched_process_group("cpu")
     thaw = dict(SOLVER__FREEZING__MODULES=[r"proposal_generator\.rpn_head"], SOLVER__FREEZING__UNTIL=2)
     cfg = tiny_cfg(data, output, SOLVER__MAX_ITER=4, **thaw)
     check_gradients(cfg)

@@ -1,14 +1,16 @@
 """Weight-decay annealing, layer freezing and clipping, on a model of two layers in Detectron2's own trainer."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from detectron2.engine import SimpleTrainer
+from detectron2.utils.events import EventStorage
 from timm.layers import LayerNorm2d
 from torch import nn
 
-from soma_det.engine.hooks import GradientClipping, LayerFreezing, WeightDecayAnnealing
+from soma_det.engine.hooks import GradientClipping, LayerFreezing, RecentMetrics, WeightDecayAnnealing
 from soma_det.solver.build import build_adamw
 
 
@@ -193,3 +195,19 @@ def test_an_optimizer_without_anything_to_train_is_refused():
 def test_wrong_values_name_the_key(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_metrics_outlive_two_resumes_and_what_was_written_before_is_not_written_again():
+    saved, storage = {}, EventStorage()
+    for start, end in ((0, 25), (25, 30), (30, 30)):
+        hook, storage = RecentMetrics(), EventStorage(start)
+        hook.trainer = SimpleNamespace(storage=storage, start_iter=start, max_iter=60)
+        hook.load_state_dict(saved)
+        hook.before_train()
+        for storage.iter in range(start, end):
+            storage.put_scalar("loss", storage.iter)
+            if storage.iter in (19, 22):
+                storage.put_scalar(f"score {storage.iter}", 7.0, smoothing_hint=False)
+        saved = hook.state_dict()
+    assert storage.latest_with_smoothing_hint() == {"loss": (19.5, 29), "score 22": (7.0, 22)}  # 10 to 29
+    assert set(saved) == {"loss", "score 19", "score 22"}

@@ -146,17 +146,19 @@ class SeedEachIteration(HookBase):
 
 
 class RecentMetrics(HookBase):
-    """Saves the latest 20 values of each metric with a checkpoint: a resumed training logs their medians as before."""
+    """Saves the latest 20 values of each metric: a resumed training logs the same medians, every 20 iterations."""
 
     def __init__(self):
         self.saved: dict[str, tuple[bool, list[tuple[float, int]]]] = {}
 
     def before_train(self):
-        if self.trainer.start_iter >= self.trainer.max_iter:
-            return  # nothing is left to train, and nothing would overwrite what was logged already
+        start, storage = self.trainer.start_iter, self.trainer.storage
+        unwritten = start - start % 20 if start < self.trainer.max_iter else start  # the first iteration that is
         for name, (smooth, values) in self.saved.items():
             for value, iteration in values:
-                self.trainer.storage.put_scalar(name, value, smoothing_hint=smooth, cur_iter=iteration)
+                storage.put_scalar(name, value, smoothing_hint=smooth, cur_iter=iteration)
+            if values[-1][1] < unwritten:
+                del storage.latest()[name]  # or it would be written again
 
     def state_dict(self) -> dict[str, Any]:
         """Metric -> whether it is logged as a median, and the latest (value, iteration)."""

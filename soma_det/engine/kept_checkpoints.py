@@ -2,7 +2,6 @@
 
 import logging
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from detectron2.utils import comm
 
 logger = logging.getLogger(__name__)
 
-PERIODIC = re.compile(r"model_\d{7}\.pth")
+PERIODIC = f"model_{7 * '[0-9]'}.pth"
 
 
 class CheckpointPruning(HookBase):
@@ -27,8 +26,7 @@ class CheckpointPruning(HookBase):
 
     def after_step(self):
         if comm.is_main_process() and (self.trainer.iter + 1) % self.period == 0:
-            folder = Path(self.trainer.checkpointer.save_dir)
-            files = sorted(path for path in folder.glob("model_*.pth") if PERIODIC.fullmatch(path.name))
+            files = sorted(Path(self.trainer.checkpointer.save_dir).glob(PERIODIC))
             for path in files[: -self.keep]:
                 path.unlink()
 

@@ -68,7 +68,6 @@ def locked_output_dir(folder: str) -> Iterator[None]:
 
     Raises:
         LockedFolderError: another training is writing there.
-        OSError: the folder cannot be written to.
     """
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, LOCK_FILE), "w") as file:

@@ -179,12 +179,10 @@ def _recipe_hooks(cfg: CfgNode, model: nn.Module, seed: int) -> list[HookBase]:
 
 def _checkpoint_hooks(cfg: CfgNode) -> list[HookBase]:
     """What comes after Detectron2's hooks, which write the checkpoints and evaluate."""
-    last: list[HookBase] = []
-    if cfg.TEST.KEEP_BEST:
-        last.append(BestOnSource(cfg.TEST.EVAL_PERIOD, f"{cfg.DATASETS.SOURCE_TEST}/voc/AP50"))
-    if cfg.SOLVER.CHECKPOINTS_KEPT:
-        last.append(CheckpointPruning(cfg.SOLVER.CHECKPOINTS_KEPT, cfg.SOLVER.CHECKPOINT_PERIOD))
-    return [*last, hooks.SaveOnInterrupt()]
+    best = [BestOnSource(cfg.TEST.EVAL_PERIOD, f"{cfg.DATASETS.SOURCE_TEST}/voc/AP50")] if cfg.TEST.KEEP_BEST else []
+    kept = cfg.SOLVER.CHECKPOINTS_KEPT
+    pruning = [CheckpointPruning(kept, cfg.SOLVER.CHECKPOINT_PERIOD)] if kept else []
+    return [*best, *pruning, hooks.SaveOnInterrupt()]
 
 
 def load_model(cfg: CfgNode) -> nn.Module:
