@@ -110,7 +110,7 @@ def test_the_parts_of_an_rcnn_leave_no_tensor_on_the_cpu(opts, dtype):
         pooled = heads.box_pooler(maps(heads.box_in_features), [Boxes(torch.empty(8, 4, device="cuda"))] * 2)
         stages = (
             zip(heads.box_head, heads.box_predictor)
-            if opts == R_CNNS["cascade"]
+            if isinstance(heads.box_head, torch.nn.ModuleList)  # a cascade's stages
             else [(heads.box_head, heads.box_predictor)]
         )
         outputs = [part for head, predictor in stages for part in predictor(head(pooled))]

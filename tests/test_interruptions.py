@@ -1,4 +1,4 @@
-"""tools/check_interruptions.py: it kills, and it finds what differs."""
+"""check_interruptions.py: it kills, and it finds what differs."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 import check_interruptions as tool
 import pytest
 import torch
+from interruption_differences import differences as find_differences
 
 SCRIPT = Path(tool.__file__)
 
@@ -25,7 +26,7 @@ def write_run(folder, weight=0.0, loss=1.5, score=20.0):
 
 
 def differences(one, other):
-    return list(tool.differences(one, other, ("model_*.pth", "metrics.json", "results.json")))
+    return list(find_differences(one, other, ("model_*.pth", "metrics.json", "results.json")))
 
 
 def test_times_dates_folders_and_lines_written_twice_are_no_difference(tmp_path):
@@ -54,7 +55,7 @@ def test_a_missing_file_is_a_difference(tmp_path):
 def test_help_has_examples_and_a_used_folder_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         tool.parse_args(["--help"])
-    assert "python tools/check_interruptions.py --target comparison" in capsys.readouterr().out
+    assert "python tests/check_interruptions.py --target comparison" in capsys.readouterr().out
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit):
         tool.parse_args(["--output", str(tmp_path)])

@@ -214,18 +214,13 @@ def _draw(scores: Mapping[tuple[str, int], Mapping[str, float]], names: Sequence
     if not levels or (CLEAN, 0) not in scores:
         return
     clean = scores[CLEAN, 0]["VOC AP50"]
-    panels = {
-        kind: {
-            name.replace("_", " "): [clean, *(scores[name, level]["VOC AP50"] for level in levels)]
-            for name in members
-            if name in benchmark
-        }
-        for kind, members in KINDS.items()
-    }
+    panels: dict[str, dict[str, list[float]]] = {}
+    for kind, members in KINDS.items():
+        for name in filter(benchmark.__contains__, members):
+            curve = [clean, *(scores[name, level]["VOC AP50"] for level in levels)]
+            panels.setdefault(kind, {})[name.replace("_", " ")] = curve
     with atomic_path(path) as temporary:
-        draw_panels(
-            [0, *levels], {k: curves for k, curves in panels.items() if curves}, temporary, "severity; 0: clean"
-        )
+        draw_panels([0, *levels], panels, temporary, "severity; 0: clean")
 
 
 def _table(rows: Sequence[Sequence[str]], headers: Sequence[str], tablefmt: str) -> str:

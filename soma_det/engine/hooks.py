@@ -146,14 +146,18 @@ class SeedEachIteration(HookBase):
 
 
 class RecentMetrics(HookBase):
-    """Saves the latest 20 values of each metric: a resumed training logs the same medians, every 20 iterations."""
+    """Saves the latest values of each metric with a checkpoint: a resumed training logs the same medians."""
+
+    PERIOD = 20  # iterations, after which Detectron2's writers log, and of which they take the medians
 
     def __init__(self):
         self.saved: dict[str, tuple[bool, list[tuple[float, int]]]] = {}
 
     def before_train(self):
         start, storage = self.trainer.start_iter, self.trainer.storage
-        unwritten = start - start % 20 if start < self.trainer.max_iter else start  # the first iteration that is
+        unwritten = (
+            start - start % self.PERIOD if start < self.trainer.max_iter else start
+        )  # the first iteration that is
         for name, (smooth, values) in self.saved.items():
             for value, iteration in values:
                 storage.put_scalar(name, value, smoothing_hint=smooth, cur_iter=iteration)
@@ -165,7 +169,7 @@ class RecentMetrics(HookBase):
         if not hasattr(self.trainer, "storage"):  # it has not begun to train
             return self.saved
         hints, histories = self.trainer.storage.smoothing_hints(), self.trainer.storage.histories()
-        return {name: (hints[name], history.values()[-20:]) for name, history in histories.items()}
+        return {name: (hints[name], history.values()[-self.PERIOD :]) for name, history in histories.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from saved values."""

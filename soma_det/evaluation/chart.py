@@ -85,11 +85,12 @@ def draw_panels(
     figure = Figure(figsize=(max(4.2, 3.1 * len(panels)), 3.9), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     every = [score for curves in panels.values() for curve in curves.values() for score in curve]
+    highest = max([score for score in every if not math.isnan(score)], default=0.0)
     for number, (title, curves) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), number + 1)
-        for color, (label, curve) in zip(LINE_COLORS, curves.items(), strict=False):
+        for color, (label, curve) in zip(LINE_COLORS[: len(curves)], curves.items(), strict=True):
             axes.plot(x, curve, "o-", color=color, linewidth=1.6, markersize=4, label=label)
-        _style(axes, max([score for score in every if not math.isnan(score)], default=0.0))
+        _style(axes, highest)
         axes.set_title(title, color=TEXT_COLOR, fontsize=11)
         axes.set_xlabel(xlabel, color=TEXT_COLOR, fontsize=9.5)
         axes.legend(loc="lower left", frameon=False, fontsize=8.5, labelcolor=TEXT_COLOR)
