@@ -85,7 +85,8 @@ def build_target(name: str, output: Path, opts: Sequence[str]) -> Target:
     """Write the data and the config into ``output``, and what else the target needs."""
     words = options(write_data(output / "data").resolve(), output)
     settings = dict(zip(words[::2], words[1::2], strict=True)) | SETTINGS
-    for key in ("OUTPUT_DIR", "MODEL.ADAPTER.RANK"):  # the command line names the one, and not all methods have the other
+    # The command line names the folder, and not every method has a rank.
+    for key in ("OUTPUT_DIR", "MODEL.ADAPTER.RANK"):
         del settings[key]
     settings |= {key: yaml.safe_load(value) for key, value in zip(opts[::2], opts[1::2], strict=True)}
     config = write_config(output / "config.yaml", settings)

@@ -103,6 +103,14 @@ def test_only_the_newest_checkpoints_stay(data, tmp_path):
     assert names == {"model_0000004.pth", "model_0000005.pth", "model_final.pth"}
 
 
+def test_a_checkpoint_left_by_a_kill_before_its_pruning_goes_with_the_resume(data, tmp_path):
+    cfg = tiny_cfg(data, tmp_path, SOLVER__CHECKPOINT_PERIOD=1, SOLVER__CHECKPOINTS_KEPT=2, **UNTESTED)
+    trainer_of(cfg).train()
+    (tmp_path / "model_0000003.pth").write_bytes((tmp_path / "model_0000004.pth").read_bytes())
+    trainer_of(cfg, resume=True).train()
+    assert {path.name for path in tmp_path.glob("model_0*")} == {"model_0000004.pth", "model_0000005.pth"}
+
+
 def test_the_checkpoint_that_is_best_on_the_source_is_kept_also_after_a_resume(data, tmp_path, monkeypatch):
     source, scores = [10.0, 30.0, 20.0, 5.0], iter([10.0, 30.0, 20.0, 5.0])
 

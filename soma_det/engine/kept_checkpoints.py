@@ -24,8 +24,16 @@ class CheckpointPruning(HookBase):
             raise ValueError(f"SOLVER.CHECKPOINTS_KEPT is {keep}: give a number of checkpoints, or 0 for all.")
         self.keep, self.period = keep, period
 
+    def before_train(self):
+        if self.trainer.start_iter > 0:  # it may have been killed between a checkpoint and its pruning
+            self._prune()
+
     def after_step(self):
-        if comm.is_main_process() and (self.trainer.iter + 1) % self.period == 0:
+        if (self.trainer.iter + 1) % self.period == 0:
+            self._prune()
+
+    def _prune(self) -> None:
+        if comm.is_main_process():
             files = sorted(Path(self.trainer.checkpointer.save_dir).glob(PERIODIC))
             for path in files[: -self.keep]:
                 path.unlink()
