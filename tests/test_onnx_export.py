@@ -120,6 +120,14 @@ def test_the_tool_says_how_close_the_file_is(exported):
     assert path.exists() and "64 x 64 pixels" in text and "0 images have another number of detections" in text
 
 
+def test_detections_whose_order_rounding_has_swapped_are_compared_with_their_like():
+    boxes = np.array([[0, 0, 9, 9], [50, 50, 60, 60], [0, 0, 9, 9]], np.float32)
+    scores, classes = np.array([0.5, 0.4, 0.4], np.float32), np.array([1, 1, 2])
+    swapped = [part[[0, 2, 1]] for part in (boxes, scores, classes)]
+    for mine, theirs in zip(export_model.same_order(swapped, (boxes, scores, classes)), (boxes, scores, classes)):
+        np.testing.assert_array_equal(mine, theirs)
+
+
 def test_three_lines_of_python_take_the_file(exported):
     detector = Detector(exported[0], confidence_threshold=0.0)
     result = detector(pixels(0, 30, 50))

@@ -111,6 +111,20 @@ def export(
             quantize_onnx(whole, path, calibration_images(cfg, FixedSizePredictor(*open_exported(whole))))
 
 
+def same_order(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """``found`` in the order of ``expected``, each (boxes, scores, classes) of equally many detections.
+
+    Rounding can swap two detections of nearly equal confidence: each one goes to the place of the one most like it.
+    """
+    from scipy.optimize import linear_sum_assignment  # of the extra "export"
+
+    boxes, scores, classes = (np.asarray(part, dtype=float) for part in found)
+    other_boxes, other_scores, other_classes = (np.asarray(part, dtype=float) for part in expected)
+    cost = np.abs(boxes[None] - other_boxes[:, None]).max(axis=2, initial=0) + np.abs(scores - other_scores[:, None])
+    _, order = linear_sum_assignment(cost + 1e6 * (classes != other_classes[:, None]))
+    return [part[order] for part in found]
+
+
 def compare(cfg: CfgNode, path: str, size: Sequence[int], count: int) -> str:
     """The largest differences from the detector itself on test images, and both times."""
     register_from_config(cfg)
@@ -131,6 +145,8 @@ def compare(cfg: CfgNode, path: str, size: Sequence[int], count: int) -> str:
         if len(found[0]) != len(expected[0]):
             unequal += 1
             continue
+        if described.outputs == OUTPUTS:
+            found = same_order(found, expected)
         for name, mine, theirs in zip(described.outputs, found, expected, strict=True):
             largest[name] = max(largest[name], float(np.abs(mine - theirs).max(initial=0)))
     torch_ms, file_ms = (1000 * seconds / len(files) for seconds in times)
