@@ -30,7 +30,7 @@ from soma_det.data import check_data_exists, register_from_config
 from soma_det.engine import Trainer, load_model
 from soma_det.evaluation.chart import draw_curves
 from soma_det.evaluation.results import CHART_FILE, RESULTS_FILE, TABLES_FILE, load_results
-from soma_det.evaluation.summary import WeatherSummary, domain_labels, summarize
+from soma_det.evaluation.summary import WeatherSummary, domain_labels, summarize, target_splits
 from soma_det.modeling.backbone.build import create_pretrained
 from soma_det.modeling.backbone.timm_vit import find_vits
 from soma_det.utils.files import atomic_path, write_text
@@ -146,13 +146,13 @@ def evaluate(cfg: CfgNode, interpolator: Interpolator, alpha: float, folder: Pat
     if resume and (folder / RESULTS_FILE).exists():
         known = load_results(folder)
         if set(known["results"]) == set(cfg.DATASETS.TEST):
-            return summarize(known["results"], known["source"], known["labels"])
+            return summarize(known["results"], known["source"], known["labels"], known["targets"])
     interpolator.set_alpha(alpha)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR = str(folder)
     results = Trainer.test(cfg, interpolator.model)
-    return summarize(results, cfg.DATASETS.SOURCE_TEST, domain_labels(results))
+    return summarize(results, cfg.DATASETS.SOURCE_TEST, domain_labels(results), target_splits(results, cfg.UDA.TARGET))
 
 
 def report(summaries: Mapping[float, WeatherSummary], folder: Path, weights: str) -> str:

@@ -28,6 +28,7 @@ from soma_det.engine.distributed import init_launched_process_group, started_by_
 from soma_det.engine.divergence import NonFiniteLossError
 from soma_det.engine.output_dir import LockedFolderError, check_output_dir, check_writable, locked_output_dir
 from soma_det.modeling.backbone.build import check_pretrained
+from soma_det.uda.config import trains_on_target
 from soma_det.utils.files import UnwrittenFileError, naming_full_disk
 
 DESCRIPTION = "Train a detector on its source domain and evaluate it in every weather."
@@ -68,13 +69,20 @@ normalization (IBN-Net); see projects/AdapterComparison/configs/ibn_resnet.yaml.
 
 def parse_args(argv=None):
     """Detectron2's arguments; a config file is required."""
-    parser = default_argument_parser(epilog=EXAMPLES.format(adapters=describe_adapters()))
-    parser.description = DESCRIPTION
+    epilog = EXAMPLES.format(adapters=describe_adapters())
+    return parse_command("train_net.py", DESCRIPTION, epilog, "configs/demo.yaml", argv)
+
+
+def parse_command(program, description, epilog, example, argv=None):
+    """Detectron2's arguments and ``program``, the command's name for its messages."""
+    parser = default_argument_parser(epilog=epilog)
+    parser.description = description
     args = parser.parse_args(argv)
     if not args.config_file:
-        parser.error("--config-file is required, for example --config-file configs/demo.yaml")
+        parser.error(f"--config-file is required, for example --config-file {example}")
     if not os.path.isfile(args.config_file):
         parser.error(f"there is no config file {args.config_file}")
+    args.program = program
     return args
 
 
@@ -106,10 +114,17 @@ def prepare_process(cfg, num_gpus):
         torch.set_num_threads(max(1, torch.get_num_threads() // num_gpus))
 
 
-def setup(args):
+def check_training(cfg):
+    """Raise a ValueError for a config that this command would train otherwise than it says."""
+    if trains_on_target(cfg):
+        raise ValueError("UDA.TEACHER or UDA.ALIGN is set: train with tools/adapt_domain.py.")
+
+
+def setup(args, prepare=()):
     """The config of the command line, its output folder and its data sets, ready to use.
 
-    Wrong keys, folders and data are found here, before anything is built or overwritten.
+    Wrong keys, folders and data are found here, before anything is built or overwritten. ``prepare`` are functions of
+    the config, called before a training when the data sets are registered.
     """
     cfg = setup_cfg(args.config_file, args.opts)
     check_processes(cfg, args.num_gpus)
@@ -117,6 +132,8 @@ def setup(args):
     if not args.eval_only:
         check_output_dir(cfg, args.resume)
     register_from_config(cfg)
+    for function in () if args.eval_only else prepare:
+        function(cfg)
     check_data_exists([*cfg.DATASETS.TEST, *([] if args.eval_only else cfg.DATASETS.TRAIN)])
     check_pretrained(cfg)
     check_writable(cfg.OUTPUT_DIR)
@@ -126,34 +143,34 @@ def setup(args):
     return cfg
 
 
-def train(cfg, resume):
+def train(cfg, resume, trainer_class=Trainer):
     """Train, while no other training may write to the folder."""
     with locked_output_dir(cfg.OUTPUT_DIR) if comm.is_main_process() else nullcontext():
-        trainer = Trainer(cfg)
+        trainer = trainer_class(cfg)
         trainer.resume_or_load(resume=resume)
         return trainer.train()
 
 
-def main(args):
+def main(args, trainer_class=Trainer, prepare=(check_training,)):
     """Train or evaluate, in each process of this run."""
     try:
-        cfg = setup(args)
+        cfg = setup(args, prepare)
     except (ValueError, OSError) as error:
-        raise SystemExit(f"train_net.py: {error}") from error
+        raise SystemExit(f"{args.program}: {error}") from error
     try:
         with naming_full_disk(cfg.OUTPUT_DIR):
-            return Trainer.test(cfg, load_model(cfg)) if args.eval_only else train(cfg, args.resume)
+            return Trainer.test(cfg, load_model(cfg)) if args.eval_only else train(cfg, args.resume, trainer_class)
     except (LockedFolderError, NonFiniteLossError, DamagedCheckpointError, UnwrittenFileError) as error:
-        raise SystemExit(f"train_net.py: {error}") from error
+        raise SystemExit(f"{args.program}: {error}") from error
 
 
-def start(args):
-    """Run :func:`main` in as many processes as --num-gpus says."""
+def start(args, *how):
+    """Run :func:`main` in as many processes as --num-gpus says, with ``how`` as its further arguments."""
     try:
         check_processes(setup_cfg(args.config_file, args.opts), args.num_gpus)
     except (ValueError, OSError) as error:  # said once, and before there are processes
-        raise SystemExit(f"train_net.py: {error}") from error
-    launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
+        raise SystemExit(f"{args.program}: {error}") from error
+    launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args, *how))
 
 
 if __name__ == "__main__":

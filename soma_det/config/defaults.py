@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
+from soma_det.uda.config import add_uda_config
+
 DOMAINS = ("daytime_clear", "night_sunny", "dusk_rainy", "night_rainy", "daytime_foggy")
 CLASSES = ("bus", "bike", "car", "motor", "person", "rider", "truck")
 
@@ -26,7 +28,7 @@ def flatten(node: Mapping, prefix: str = "") -> dict[str, object]:
 
 def add_soma_config(cfg: CN) -> None:
     """Add this project's keys, with their defaults, to a Detectron2 config."""
-    for add in (_add_model, _add_data, _add_solver, _add_test):
+    for add in (_add_model, _add_data, _add_solver, _add_test, add_uda_config):
         add(cfg)
 
 

@@ -31,8 +31,11 @@ MAX_UNREADABLE_IN_A_ROW = 20
 Mapper = Callable[[dict], dict]
 
 
-def build_train_loader(cfg: CfgNode) -> "TrainLoader":
+def build_train_loader(cfg: CfgNode, mapper: Mapper | None = None) -> "TrainLoader":
     """The training stream of DATASETS.TRAIN, in batches of SOLVER.IMS_PER_BATCH images over all processes.
+
+    Args:
+        mapper: in place of the recipe's :class:`~soma_det.data.dataset_mapper.WeatherMapper`.
 
     Raises:
         FileNotFoundError: a data set of DATASETS.TRAIN, or one of DATASETS.TEST, is not on disk.
@@ -47,7 +50,7 @@ def build_train_loader(cfg: CfgNode) -> "TrainLoader":
         logger.info(f"SEED is negative: drew {seed}. To resume or repeat this run exactly, set SEED to {seed}.")
     return TrainLoader(
         records,
-        WeatherMapper(cfg, is_train=True),
+        mapper or WeatherMapper(cfg, is_train=True),
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
         seed=seed,
         num_workers=cfg.DATALOADER.NUM_WORKERS,

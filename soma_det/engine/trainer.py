@@ -36,6 +36,7 @@ from soma_det.engine.inference import prepared_for_inference
 from soma_det.engine.kept_checkpoints import BestOnSource, CheckpointPruning
 from soma_det.evaluation import build_evaluator, report
 from soma_det.evaluation.model_card import write_model_card
+from soma_det.evaluation.summary import target_splits
 from soma_det.modeling.backbone.timm_vit import count_parameters, find_vits
 from soma_det.modeling.freezing import freeze_from_config
 from soma_det.solver.build import build_adamw
@@ -138,7 +139,8 @@ class Trainer(DefaultTrainer):
         if len(cfg.DATASETS.TEST) == 1:  # Detectron2 drops the name of a lone test set
             results = OrderedDict({cfg.DATASETS.TEST[0]: results})
         described = _describe_run(cfg)
-        summary = report(results, cfg.DATASETS.SOURCE_TEST, cfg.OUTPUT_DIR, described)
+        targets = target_splits(results, cfg.UDA.TARGET)
+        summary = report(results, cfg.DATASETS.SOURCE_TEST, cfg.OUTPUT_DIR, described, targets)
         write_model_card(cfg, summary, {name: str(described[name]) for name in ("soma_det", "torch")})
         return results
 

@@ -13,33 +13,38 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-SOURCE_COLOR, UNSEEN_COLOR, MEAN_COLOR = "#8a94a6", "#0072b2", "#d55e00"
+SOURCE_COLOR, UNSEEN_COLOR, MEAN_COLOR, TARGET_COLOR = "#8a94a6", "#0072b2", "#d55e00", "#009e73"
 # Okabe and Ito's colors, which the color-blind can tell apart; their yellow is too light for lines.
 LINE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 TEXT_COLOR, GRID_COLOR = "#2b2f36", "#e3e6ea"
 MEAN_LINE: dict[str, Any] = dict(color=MEAN_COLOR, linewidth=1.6, linestyle=(0, (4, 2)))
 
 
-def draw_domain_chart(scores: Mapping[str, float], source: str | None, path: str | os.PathLike) -> None:
+def draw_domain_chart(
+    scores: Mapping[str, float], source: str | None, path: str | os.PathLike, targets: Sequence[str] = ()
+) -> None:
     """Save one bar per split, the source's in another color, and a line at the mean of the others.
 
     Args:
         scores: label -> VOC AP50, 0 to 100; NaN draws no bar.
         source: the label of the source split, or None.
         path: PNG file; overwritten.
+        targets: labels of splits whose domain training has seen without labels; the line leaves them out.
     """
     # Figure and canvas are used directly, because pyplot would keep every figure alive and change the caller's backend.
     figure = Figure(figsize=(max(4.8, 1.6 + 1.15 * len(scores)), 3.9), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    labels = sorted(scores, key=lambda label: label != source)  # the source first, the others in their order
-    _draw_bars(axes, {label: scores[label] for label in labels}, source)
-    unseen = [i for i, label in enumerate(labels) if label != source and not math.isnan(scores[label])]
+    # The source first, then targets, then the others in their order.
+    labels = sorted(scores, key=lambda label: (label != source, label not in targets))
+    _draw_bars(axes, {label: scores[label] for label in labels}, source, targets)
+    seen = {source, *targets}
+    unseen = [i for i, label in enumerate(labels) if label not in seen and not math.isnan(scores[label])]
     mean = sum(scores[labels[i]] for i in unseen) / len(unseen) if len(unseen) > 1 else None
     if mean is not None:
         axes.hlines(mean, unseen[0] - 0.42, len(labels) - 0.58, **MEAN_LINE)
     _style(axes, max([s for s in scores.values() if not math.isnan(s)], default=0.0))
-    _add_legend(figure, source in scores, mean, bool(unseen))
+    _add_legend(figure, source in scores, mean, bool(unseen), bool(targets))
     figure.savefig(path, metadata={"Software": None})
 
 
@@ -99,8 +104,9 @@ def draw_panels(
     figure.savefig(path, metadata={"Software": None})
 
 
-def _draw_bars(axes: Axes, scores: Mapping[str, float], source: str | None) -> None:
-    colors = [SOURCE_COLOR if label == source else UNSEEN_COLOR for label in scores]
+def _draw_bars(axes: Axes, scores: Mapping[str, float], source: str | None, targets: Sequence[str]) -> None:
+    special: dict[str | None, str] = {source: SOURCE_COLOR} | dict.fromkeys(targets, TARGET_COLOR)
+    colors = [special.get(label, UNSEEN_COLOR) for label in scores]
     values = list(scores.values())
     bars = axes.bar(range(len(values)), np.nan_to_num(values), width=0.62, color=colors, zorder=2)
     texts = ["no boxes" if math.isnan(value) else f"{value:.1f}" for value in values]
@@ -122,8 +128,10 @@ def _style(axes: Axes, highest: float) -> None:
     axes.spines["bottom"].set_color(TEXT_COLOR)
 
 
-def _add_legend(figure: Figure, has_source: bool, mean: float | None, has_unseen: bool) -> None:
+def _add_legend(figure: Figure, has_source: bool, mean: float | None, has_unseen: bool, has_targets: bool) -> None:
     handles: list[Artist] = [Patch(color=SOURCE_COLOR, label="source (seen in training)")] if has_source else []
+    if has_targets:
+        handles.append(Patch(color=TARGET_COLOR, label="target (seen without labels)"))
     if has_unseen:
         handles.append(Patch(color=UNSEEN_COLOR, label="unseen"))
     if mean is not None:

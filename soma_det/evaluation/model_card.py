@@ -52,8 +52,10 @@ def _header(cfg: CfgNode) -> dict:
 
 def _intended(summary: WeatherSummary) -> str:
     source = summary.labels.get(summary.source, summary.source or "its training data")
+    targets = ", ".join(summary.labels[name] for name in summary.targets)
+    seen = f"{source} and unlabelled images of {targets}" if targets else f"{source} alone"
     return (
-        f"A detector trained on {source} alone and tested in every weather below. The other weathers were not seen in "
+        f"A detector trained on {seen} and tested in every weather below. The other weathers were not seen in "
         "training, and no checkpoint was chosen by their scores. It has not been tested for driving: do not let it "
         "decide about safety."
     )

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ NOTES = """\
 - VOC AP50: mean over classes of PASCAL VOC 2007's 11-point average precision at IoU 0.5, the benchmark's mAP. The other
   columns are COCO's. All are from 0 to 100.
 - A class without ground truth in a split has no AP there ("-") and is left out of that split's mean.
+- Target: training has seen images of this domain, without their labels. It is not unseen.
 - Mean of unseen: over the unseen splits, each with the same weight. Relative performance under shift: that mean as a
   percentage of the source's score.
 - Scores of classes with few boxes (the number in parentheses) are noisy.
@@ -44,19 +45,21 @@ def write_results(
     source: str,
     labels: Mapping[str, str] | None = None,
     metadata: Mapping[str, str | int | float] | None = None,
+    targets: Collection[str] = (),
 ) -> WeatherSummary:
     """Write results.json (all numbers), results.md (tables) and results.png (chart) into a folder, each atomically.
 
     Args:
-        results, source, labels: as for :func:`~soma_det.evaluation.summary.summarize`.
+        results, source, labels, targets: as for :func:`~soma_det.evaluation.summary.summarize`.
         metadata: what the run was, such as config file, weights, iteration and date; written as it is.
     """
-    summary, metadata = summarize(results, source, labels), dict(metadata or {})
+    summary, metadata = summarize(results, source, labels, targets), dict(metadata or {})
     folder = Path(output_dir)
     content = {
         "metadata": metadata,
         "source": source,
         "labels": summary.labels,
+        "targets": summary.targets,
         "results": summary.results,
         "summary": {"voc_AP50": asdict(summary.voc_ap50), "coco_AP": asdict(summary.coco_ap)},
     }
@@ -64,7 +67,8 @@ def write_results(
     write_text(folder / TABLES_FILE, _markdown(summary, metadata))
     with atomic_path(folder / CHART_FILE) as temporary:
         scores = {label: summary.results[name]["voc"]["AP50"] for name, label in summary.labels.items()}
-        draw_domain_chart(scores, summary.labels.get(source), temporary)
+        seen = [summary.labels[name] for name in summary.targets]
+        draw_domain_chart(scores, summary.labels.get(source), temporary, seen)
     return summary
 
 
@@ -73,9 +77,10 @@ def report(
     source: str,
     output_dir: str | os.PathLike,
     metadata: Mapping[str, str | int | float] | None = None,
+    targets: Collection[str] = (),
 ) -> WeatherSummary:
     """Write the result files of registered splits, as :func:`write_results`, and log the tables and where they are."""
-    summary = write_results(output_dir, results, source, domain_labels(results), metadata)
+    summary = write_results(output_dir, results, source, domain_labels(results), metadata, targets)
     logger.info(f"Results, also in {Path(output_dir) / TABLES_FILE}:\n{format_table(summary)}")
     return summary
 
@@ -84,8 +89,9 @@ def load_results(path: str | os.PathLike) -> dict[str, Any]:
     """Read a results.json, or the one in a folder.
 
     Returns:
-        "metadata", "summary" and, as :func:`~soma_det.evaluation.summary.summarize` takes them, "source", "labels" and
-        "results", missing scores being NaN again. Files of soma_det 0.1 lack labels and get the splits' names.
+        "metadata", "summary" and, as :func:`~soma_det.evaluation.summary.summarize` takes them, "source", "labels",
+        "targets" and "results", missing scores being NaN again. Files of soma_det 0.1 lack labels and get the splits'
+        names.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -99,6 +105,7 @@ def load_results(path: str | os.PathLike) -> dict[str, Any]:
         for task in ("bbox", "voc"):
             split[task] = {k: float("nan") if v is None else v for k, v in split[task].items()}
     content.setdefault("labels", {name: name for name in content["results"]})
+    content.setdefault("targets", [])
     return content
 
 
@@ -106,10 +113,9 @@ def _split_table(summary: WeatherSummary, tablefmt: str) -> str:
     rows = []
     for name, label in summary.labels.items():
         result = summary.results[name]
-        role = "source" if name == summary.source else "unseen"
         scores = [result["voc"]["AP50"], *(result["bbox"][k] for k in COCO_COLUMNS)]
         counts = [f"{n:,}" for n in (result["images"]["count"], sum(result["boxes"].values()))]
-        rows.append([label, role, *counts, *map(_score, scores)])
+        rows.append([label, summary.role(name), *counts, *map(_score, scores)])
     metrics = (summary.voc_ap50, summary.coco_ap)
     rows.append(["mean of unseen", "", "", "", *(_score(m.mean_unseen) for m in metrics)])
     rows.append(["relative performance under shift", "", "", "", *(_score(m.relative, " %") for m in metrics)])

@@ -66,8 +66,8 @@ class Run:
 
     @property
     def unseen(self) -> list[str]:
-        """The analysed splits that are not the source."""
-        return [name for name in self.splits if name != self.summary.source]
+        """The analysed splits of which training has seen nothing."""
+        return [name for name in self.splits if self.summary.role(name) == "unseen"]
 
     @property
     def has_source(self) -> bool:
@@ -116,7 +116,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 def _load(folder: Path, name: str, opts: Sequence[str], threshold: float, images: int) -> Run:
     content = load_results(folder)
-    summary = summarize(content["results"], content["source"], content["labels"])
+    summary = summarize(content["results"], content["source"], content["labels"], content["targets"])
     run = Run(name, folder, summary, content["metadata"])
     _read_training(run)
     if not (folder / CONFIG_FILE).is_file():
