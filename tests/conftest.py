@@ -3,6 +3,10 @@ import os
 import signal
 
 import pytest
+
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "passive"
+)  # before torch is imported: beside other work, spinning threads stall
 import torch
 
 import soma_det  # noqa: F401  (first: makes Detectron2 importable)

@@ -14,6 +14,16 @@ import soma_det  # noqa: F401
 from soma_det.engine import Trainer
 from soma_det.engine.distributed import init_launched_process_group
 from soma_det.modeling.freezing import fingerprint
+from soma_det.uda.trainer import UdaTrainer
+
+ADAPTATION = {
+    "UDA__TARGET": ["tiny_night_sunny_train"],
+    "UDA__TEACHER": "ema",
+    "UDA__LABELS__THRESHOLD": 0.0,
+    "UDA__ALIGN__LEVELS": ["p2", "p3"],
+    "UDA__ALIGN__INSTANCE": True,
+    "SOLVER__WEIGHT_AVERAGE__METHOD": "ema",
+}
 
 
 def loss(features):
@@ -39,9 +49,9 @@ def check_gradients(cfg):
     assert compared > 20
 
 
-def check_replicas(cfg):
+def check_replicas(cfg, trainer_class=Trainer):
     """After training on different images, with layers thawing on the way, all replicas are bit-equal."""
-    trainer = Trainer(cfg)
+    trainer = trainer_class(cfg)
     trainer.resume_or_load(resume=False)
     trainer.train()
     assert isinstance(trainer.model, DistributedDataParallel)
@@ -56,6 +66,12 @@ def main(data, output):
     cfg = tiny_cfg(data, output, SOLVER__MAX_ITER=4, **thaw)
     check_gradients(cfg)
     check_replicas(cfg)
+    comm.synchronize()
+    adapted = str(Path(output, "adapted"))
+    check_replicas(
+        tiny_cfg(data, adapted, SOLVER__MAX_ITER=4, MODEL__WEIGHTS=f"{output}/model_final.pth", **ADAPTATION),
+        UdaTrainer,
+    )
     comm.synchronize()
     Path(output, f"passed_{comm.get_rank()}").touch()
 

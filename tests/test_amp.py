@@ -36,14 +36,16 @@ def simple_trainer():
         (True, True, "off", torch.bfloat16),
     ],
 )
-def test_a_cpu_trains_in_bfloat16_if_told_to_or_if_it_has_amx(data, tmp_path, monkeypatch, amx, enabled, cpu, expected):
-    monkeypatch.setattr(machine, "has_amx", lambda: amx)
+def test_a_cpu_trains_in_bfloat16_if_told_to_or_if_it_multiplies_so(
+    data, tmp_path, monkeypatch, amx, enabled, cpu, expected
+):
+    monkeypatch.setattr(machine, "multiplies_bfloat16", lambda: amx)
     amp = dict(SOLVER__AMP__CPU=cpu, SOLVER__AMP__ENABLED=enabled, SOLVER__AMP__DTYPE="bfloat16")
     assert training_dtype(tiny_cfg(data, tmp_path, **amp)) == expected
 
 
 def test_amx_does_not_decide_how_a_gpu_trains(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "has_amx", lambda: True)
+    monkeypatch.setattr(machine, "multiplies_bfloat16", lambda: True)
     settings = dict(MODEL__DEVICE="cuda", SOLVER__AMP__CPU="auto")
     assert training_dtype(tiny_cfg(data, tmp_path, SOLVER__AMP__ENABLED=False, **settings)) is None
     assert training_dtype(tiny_cfg(data, tmp_path, SOLVER__AMP__ENABLED=True, **settings)) == torch.float16

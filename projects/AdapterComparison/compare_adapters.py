@@ -40,7 +40,7 @@ from soma_det.engine.output_dir import check_writable
 from soma_det.modeling.backbone.build import check_pretrained
 from soma_det.utils.machine import count_cores, cpu_name
 
-TRAIN_NET = Path(__file__).resolve().parents[2] / "tools" / "train_net.py"
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 EXAMPLES = """
 Train and compare all runs that the file lists. The same command again goes on after an interruption:
@@ -60,10 +60,10 @@ Larger, on a GPU (settings of every run; those of a single run in the file take 
 
 Faster on many cores: start the same command in several terminals, with OMP_NUM_THREADS=1. They share the runs.
 
-Each run is tools/train_net.py in its own process. It writes to <output>/<name>/seed<seed>/, its output to train.log
-there. A finished run is not trained again, and a finished run with other settings is an error. After every run
-results.md, results.json and results.png in <output> are updated. projects/AdapterComparison/configs/synthdrive.yaml
-explains the format of the file.
+Each run is tools/train_net.py, or the command that the file names, in its own process. It writes to
+<output>/<name>/seed<seed>/, its output to train.log there. A finished run is not trained again, and a finished run with
+other settings is an error. After every run results.md, results.json and results.png in <output> are updated.
+projects/AdapterComparison/configs/synthdrive.yaml explains the format of the file.
 
 Ctrl-C lets the current training save its state. The exit code is then 130; it is 1 if a run has failed.
 """
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None, train: Train | None = None) -> int:
         failures: dict[Run, str] = {}
         interrupted = False
         try:
-            command = TrainingProcess([sys.executable, str(TRAIN_NET)])
+            command = TrainingProcess([sys.executable, str(TOOLS / comparison.command)])
             write = functools.partial(report, args, comparison, runs, failures)
             train_all(runs, train or command, failures, write, args.keep_checkpoints)
         except KeyboardInterrupt:

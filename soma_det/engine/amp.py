@@ -15,12 +15,12 @@ from soma_det.utils import machine
 def training_dtype(cfg: CfgNode) -> torch.dtype | None:
     """The dtype of the forward pass in training; None for full precision.
 
-    A CPU with AMX multiplies matrices faster in bfloat16 than in fp32, so SOLVER.AMP.CPU "auto" uses it there even
-    where SOLVER.AMP.ENABLED is off.
+    A CPU with instructions for it multiplies matrices faster in bfloat16 than in fp32, so SOLVER.AMP.CPU "auto" uses it
+    there even where SOLVER.AMP.ENABLED is off.
     """
     if cfg.SOLVER.AMP.ENABLED:
         return getattr(torch, cfg.SOLVER.AMP.DTYPE)
-    if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.CPU == "auto" and machine.has_amx():
+    if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.CPU == "auto" and machine.multiplies_bfloat16():
         return torch.bfloat16
     return None
 

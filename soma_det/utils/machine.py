@@ -26,6 +26,11 @@ def has_amx() -> bool:
     return torch.cpu._is_amx_tile_supported()  # torch has no public name for it
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether the CPU has any instructions for that: AMX, or AVX-512's of newer AMD and Intel CPUs."""
+    return has_amx() or torch.cpu._is_avx512_bf16_supported()
+
+
 def use_one_core(_worker: int = 0) -> None:
     """For a process that is one of many; besides, OpenCV's threads may not survive a fork."""
     cv2.setNumThreads(0)

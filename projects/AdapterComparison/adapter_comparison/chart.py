@@ -19,21 +19,27 @@ BAND_COLOR = "#f4f6f9"
 
 
 def draw_comparison_chart(
-    rows: Sequence[dict], source: str, reference: str, path: str | os.PathLike, metric: str = "VOC AP50"
+    rows: Sequence[dict],
+    source: str,
+    reference: str,
+    path: str | os.PathLike,
+    metric: str = "VOC AP50",
+    headline: str = "unseen",
 ) -> None:
-    """Save a chart with one row per configuration, sorted by the mean over unseen splits.
+    """Save a chart with one row per configuration, sorted by the mean over unseen or target splits.
 
-    Left: scores on the source and on unseen splits, a large dot for the mean over seeds and a small one for each seed.
-    Right, if there are differences: the difference of the unseen mean from the reference's, with its interval.
+    Left: scores on the source and on those splits, a large dot for the mean over seeds and a small one for each seed.
+    Right, if there are differences: the difference of that mean from the reference's, with its interval.
 
     Args:
-        rows: "name", "source" and "unseen" (:class:`Spread`) and "difference" (:class:`Difference` or None).
+        rows: "name", "source" and "headline" (:class:`Spread`) and "difference" (:class:`Difference` or None).
         source: the source split's label.
         reference: name of the reference; printed in bold.
         path: PNG file; overwritten.
         metric: label of the axis.
+        headline: "unseen" or "target".
     """
-    rows = sorted(rows, key=lambda row: (math.isnan(row["unseen"].mean), -row["unseen"].mean))
+    rows = sorted(rows, key=lambda row: (math.isnan(row["headline"].mean), -row["headline"].mean))
     paired = any(row["difference"] is not None for row in rows)
     # Not pyplot: it would keep every figure alive and change the caller's backend.
     figure = Figure(figsize=(10.4 if paired else 6.8, 1.7 + 0.36 * len(rows)), dpi=150, layout="constrained")
@@ -43,27 +49,27 @@ def draw_comparison_chart(
     panels[0].set_xlabel(metric, color=TEXT_COLOR, fontsize=10)
     if paired:
         _draw_differences(panels[1], rows, reference)
-        panels[1].set_xlabel(f"unseen: difference from {reference}", color=TEXT_COLOR, fontsize=10)
+        panels[1].set_xlabel(f"{headline}: difference from {reference}", color=TEXT_COLOR, fontsize=10)
     for axes in panels:
         _style(axes, len(rows))
     panels[0].set_yticks(range(len(rows)), [row["name"] for row in rows])
     for label, row in zip(panels[0].get_yticklabels(), rows):
         label.set_fontweight("bold" if row["name"] == reference else "normal")
-    _add_legend(figure, source, paired)
+    _add_legend(figure, source, paired, headline)
     figure.savefig(path, metadata={"Software": None})
 
 
 def _draw_scores(axes: Axes, rows: Sequence[dict]) -> None:
     for y, row in enumerate(rows):
-        means = [row["unseen"].mean, row["source"].mean]
+        means = [row["headline"].mean, row["source"].mean]
         axes.plot(means, [y, y], color=GRID_COLOR, linewidth=2.2, zorder=1, solid_capstyle="round")
-        for key, color in (("source", SOURCE_COLOR), ("unseen", UNSEEN_COLOR)):
+        for key, color in (("source", SOURCE_COLOR), ("headline", UNSEEN_COLOR)):
             _draw_seeds(axes, row[key], y, color)
             axes.plot(row[key].mean, y, "o", color=color, markersize=7.5, markeredgecolor="white", zorder=3)
         first, last = sorted(means)
         _annotate(axes, y, f"{first:.1f}", first, left=True)
         _annotate(axes, y, f"{last:.1f}", last)
-    values = [value for row in rows for key in ("source", "unseen") for value in row[key].values.values()]
+    values = [value for row in rows for key in ("source", "headline") for value in row[key].values.values()]
     lowest, highest = min(values, default=0.0), max(values, default=0.0)
     margin = max(1.0, 0.16 * (highest - lowest))
     axes.set_xlim(max(-0.5 * margin, lowest - margin), highest + margin)
@@ -139,13 +145,13 @@ def _style(axes: Axes, number: int) -> None:
     axes.spines["bottom"].set_color(TEXT_COLOR)
 
 
-def _add_legend(figure: Figure, source: str, paired: bool) -> None:
+def _add_legend(figure: Figure, source: str, paired: bool, headline: str) -> None:
     def dot(color: str, label: str) -> Line2D:
         return Line2D(
             [], [], color=color, marker="o", linestyle="", markersize=7.5, markeredgecolor="white", label=label
         )
 
-    handles = [dot(SOURCE_COLOR, f"{source} (source)"), dot(UNSEEN_COLOR, "mean of unseen")]
+    handles = [dot(SOURCE_COLOR, f"{source} (source)"), dot(UNSEEN_COLOR, f"mean of {headline}")]
     handles.append(Line2D([], [], color=UNSEEN_COLOR, marker=".", linestyle="", alpha=0.55, label="single seeds"))
     if paired:
         interval = f"{LEVEL} % interval"

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 KEYS = {
+    "command": str,
     "config": str,
     "options": dict,
     "seeds": list,
@@ -42,6 +43,9 @@ EQUAL = (
 MAY_DIFFER = ("INPUT.AUGMENTATION.FOURIER", "INPUT.AUGMENTATION.WEATHER")
 
 
+COMMANDS = ("train_net.py", "adapt_domain.py")  # in tools/, that train a run
+
+
 @dataclass(frozen=True)
 class Configuration:
     """One configuration of the detector.
@@ -65,6 +69,7 @@ class Comparison:
         reference: name of the configuration that all others are compared with.
         classes: classes that scores are averaged over; empty: all.
         validation: the unseen test set that may be used to choose settings, beside the source; empty: none.
+        command: the tool that trains and evaluates.
     """
 
     configurations: tuple[Configuration, ...]
@@ -72,6 +77,7 @@ class Comparison:
     reference: str
     classes: tuple[str, ...] = ()
     validation: str = ""
+    command: str = COMMANDS[0]
 
 
 def load_comparison(
@@ -89,10 +95,13 @@ def load_comparison(
         reference: soma                 # the others are compared with it
         classes: [car, person]          # scores are means over these classes; without it, over all
         validation: night_rainy_test    # chooses settings, with the source; the other test sets confirm the choice
+        command: train_net.py           # or adapt_domain.py
         runs:
           soma: {}
           lora: {MODEL.ADAPTER.NAME: lora}
           resnet: {config: ibn_resnet.yaml}
+
+    "{seed}" in a value is the run's seed.
 
     Args:
         opts: KEY VALUE words for every run. They override ``options``, and a run's own settings override them.
@@ -115,11 +124,16 @@ def load_comparison(
     chosen = tuple(c for c in configurations if not only or c.name in only or c.name == reference)
     classes = tuple(content.get("classes") or ())
     seeds = _check_seeds(seeds or content.get("seeds") or ())
-    return Comparison(chosen, seeds, reference, classes, content.get("validation") or "")
+    command = content.get("command") or COMMANDS[0]
+    if command not in COMMANDS:
+        raise ValueError(f"{path}: command is {command!r}; choose {' or '.join(COMMANDS)}.")
+    return Comparison(chosen, seeds, reference, classes, content.get("validation") or "", command)
 
 
 def require_comparable(cfgs: dict[str, CfgNode]) -> None:
     """Raise a ValueError unless all train on the source domain alone, on the same images with the same detector.
+
+    Where there is a target (UDA.TARGET), annotated images may be its, too: those of an oracle.
 
     Args:
         cfgs: name -> config, whose data sets are registered.
@@ -167,7 +181,8 @@ def flat_settings(cfg: CfgNode, prefix: str = "") -> dict[str, object]:
 
 def equal_settings(cfg: CfgNode) -> dict[str, object]:
     """The settings that all runs of a comparison share."""
-    return {k: v for k, v in flat_settings(cfg).items() if _is_below(k, EQUAL) and not _is_below(k, MAY_DIFFER)}
+    may_differ = (*MAY_DIFFER, "DATASETS.TRAIN") if cfg.UDA.TARGET else MAY_DIFFER
+    return {k: v for k, v in flat_settings(cfg).items() if _is_below(k, EQUAL) and not _is_below(k, may_differ)}
 
 
 def _is_below(key: str, prefixes: Sequence[str]) -> bool:
@@ -181,10 +196,10 @@ def _require_source_only(name: str, cfg: CfgNode) -> None:
             f"{name}: a comparison needs DATASETS.SOURCE_TEST and an unseen test set beside it; DATASETS.TEST is "
             f"{list(tests)}, SOURCE_TEST {source!r}."
         )
-    domain = MetadataCatalog.get(source).get("domain")
+    domains = [MetadataCatalog.get(known).get("domain") for known in (source, *cfg.UDA.TARGET)]
     for train in cfg.DATASETS.TRAIN:
         # A data set from a json file has no domain by which to tell.
-        if train in tests or MetadataCatalog.get(train).get("domain") not in (None, domain):
+        if train in tests or MetadataCatalog.get(train).get("domain") not in (None, *domains):
             raise ValueError(
                 f"{name} trains on {train}: to compare on unseen weather, train on splits of {source}'s domain "
                 "only, and on none that is tested."

@@ -61,14 +61,14 @@ def seeds_needed(noise: Noise, difference: float, images: float = 1.0) -> int | 
     return max(1, math.ceil(noise.seed_sd**2 / room)) if room > 0 else None
 
 
-def describe_power(noise: Noise | None, seeds: int) -> str:
+def describe_power(noise: Noise | None, seeds: int, headline: str = "unseen") -> str:
     """One paragraph for a report."""
     if noise is None:
         return "Detectable difference: not known, since that takes two seeds of two configurations."
     ways = {"these test images": 1, "four times as many": 4}
     needs = [f"{_count(seeds_needed(noise, TARGET, times))} with {images}" for images, times in ways.items()]
     return (
-        f"Detectable difference of the unseen mean: {detectable_difference(noise, seeds):.1f} points ({seeds} "
+        f"Detectable difference of the {headline} mean: {detectable_difference(noise, seeds):.1f} points ({seeds} "
         f"seed{'s' if seeds > 1 else ''}, {POWER} percent power, two-sided {100 - LEVEL} percent). What is smaller is "
         f"untold. Noise of a paired difference, pooled over the table: {noise.seed_sd:.1f} between seeds, "
         f"{noise.image_sd:.1f} between draws of the test images. To tell {TARGET} points takes {', '.join(needs)}."

@@ -12,7 +12,7 @@ from adapter_comparison.chart import draw_comparison_chart
 from adapter_comparison.plan import Comparison
 from adapter_comparison.runs import LOG_FILE, Finished, Run
 from adapter_comparison.scores import MAIN, collect
-from adapter_comparison.statistics import LEVEL, UNSEEN, Difference, Spread
+from adapter_comparison.statistics import LEVEL, Difference, Spread
 from adapter_comparison.tables import Content, Table, build_tables, metric_name
 from soma_det.evaluation.results import CHART_FILE, RESULTS_FILE, TABLES_FILE
 from soma_det.utils.files import atomic_path, write_text
@@ -25,7 +25,8 @@ NOTES = f"""\
 - Unseen: mean over the unseen splits, each with the same weight. Relative: that mean in percent of the source's score.
 - a ± b: mean and sample standard deviation (n - 1) over seeds.
 - All runs trained on the source domain alone, for the same number of iterations, on the same images in the same order
-  for the same seed, with the same detector on top. **Every score is that of the last checkpoint**: no checkpoint
+  for the same seed, with the same detector on top. Where there is a target, they may have used its images without
+  labels, an oracle with them. **Every score is that of the last checkpoint**: no checkpoint
   was chosen by its score, on unseen domains or elsewhere.
 - Paired differences are taken between runs of the same seed. The {LEVEL} % intervals come from a bootstrap that draws
   both seeds and test images with replacement, the same ones for both sides. The domains are taken as given. An
@@ -74,6 +75,7 @@ def write_report(
             comparison.reference,
             temporary,
             metric=metric_name(content),
+            headline=content["headline"],
         )
     return "\n\n".join(f"{heading}\n{tabulate(**table, tablefmt='simple')}" for heading, table in tables.items())
 
@@ -81,8 +83,9 @@ def write_report(
 def _chart_rows(content: Content) -> list[dict[str, Any]]:
     """The rows of :func:`draw_comparison_chart`."""
     source, scores, differences = content["source"], content["scores"][MAIN], content["differences"]
+    headline = content["headline"]
     return [
-        {"name": n, "source": s[source], "unseen": s[UNSEEN], "difference": differences.get(n, {}).get(UNSEEN)}
+        {"name": n, "source": s[source], "headline": s[headline], "difference": differences.get(n, {}).get(headline)}
         for n, s in scores.items()
     ]
 
@@ -91,7 +94,7 @@ def _markdown(content: Content, tables: dict[str, Table], problems: dict[str, li
     labels, source = content["labels"], content["source"]
     lines = [f"- {key}: {value}" for key, value in metadata.items()]
     for split, label in labels.items():
-        role = "source" if split == source else "unseen"
+        role = "source" if split == source else "target" if split in content["targets"] else "unseen"
         boxes = sum(content["boxes"][split].values())
         lines.append(f"- {label}: `{split}`, {role}, {content['images'][split]:,} images, {boxes:,} boxes")
     parts = ["# Compared in unseen weather", "\n".join(lines), _problems(problems)]

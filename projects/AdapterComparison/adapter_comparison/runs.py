@@ -76,7 +76,8 @@ def plan_runs(comparison: Comparison, output: str | Path) -> list[Run]:
     for seed in comparison.seeds:
         for configuration in comparison.configurations:
             folder = Path(output) / configuration.name / f"seed{seed}"
-            words = [*configuration.opts, "SEED", str(seed), "OUTPUT_DIR", str(folder)]
+            own = [word.replace("{seed}", str(seed)) for word in configuration.opts]
+            words = [*own, "SEED", str(seed), "OUTPUT_DIR", str(folder)]
             try:
                 cfg = setup_cfg(configuration.config_file, words)
             except ValueError as error:

@@ -3,18 +3,34 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from adapter_comparison.plan import Comparison
 from adapter_comparison.power import describe_power, pooled_noise
 from adapter_comparison.runs import Finished
-from adapter_comparison.statistics import UNSEEN, Difference, Spread, paired_difference, spread, summarize_splits
-from soma_det.evaluation.summary import domain_labels
+from adapter_comparison.statistics import (
+    TARGET,
+    UNSEEN,
+    Difference,
+    Spread,
+    paired_difference,
+    spread,
+    summarize_splits,
+)
+from soma_det.evaluation.summary import domain_labels, target_splits
 
 METRICS = {"voc_AP50": ("voc", "AP50"), "coco_AP": ("bbox", "AP")}
 MAIN = "voc_AP50"
+
+
+class Roles(NamedTuple):
+    """What the splits are: the arguments of :func:`summarize_splits` after the scores."""
+
+    source: str
+    validation: str
+    targets: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -42,11 +58,16 @@ def collect(comparison: Comparison, finished: Sequence[Finished]) -> dict[str, A
     some, configured = finished[0], _by_configuration(finished)
     source, splits = some.run.cfg.DATASETS.SOURCE_TEST, list(some.results)
     order = [c.name for c in comparison.configurations if c.name in configured]
-    values = {metric: {n: _values(configured[n], metric, comparison, source) for n in order} for metric in METRICS}
-    differences = _differences(comparison, configured, values[MAIN], source)
-    noise = pooled_noise(of[UNSEEN] for of in differences.values())
+    targets = target_splits(splits, some.run.cfg.UDA.TARGET)
+    headline = TARGET if targets else UNSEEN
+    roles = Roles(source, comparison.validation, targets)
+    values = {metric: {n: _values(configured[n], metric, comparison, roles) for n in order} for metric in METRICS}
+    differences = _differences(comparison, configured, values[MAIN], roles)
+    noise = pooled_noise(of[headline] for of in differences.values())
     return {
         "source": source,
+        "targets": list(targets),
+        "headline": headline,
         "labels": domain_labels(splits),
         "seeds": list(comparison.seeds),
         "classes": list(comparison.classes),
@@ -58,8 +79,8 @@ def collect(comparison: Comparison, finished: Sequence[Finished]) -> dict[str, A
         "scores": {m: {n: {k: spread(v) for k, v in values[m][n].items()} for n in order} for m in METRICS},
         "differences": differences,
         "noise": None if noise is None else vars(noise),
-        "power": describe_power(noise, min(len(one.runs) for one in configured.values())),
-        "per_class": {name: _per_class(configured[name], source) for name in order},
+        "power": describe_power(noise, min(len(one.runs) for one in configured.values()), headline),
+        "per_class": {name: _per_class(configured[name], roles, headline) for name in order},
     }
 
 
@@ -96,24 +117,24 @@ def _require_same_test_data(finished: Sequence[Finished]) -> None:
                 )
 
 
-def _values(configured: Configured, metric: str, comparison: Comparison, source: str) -> dict[str, dict[int, float]]:
+def _values(configured: Configured, metric: str, comparison: Comparison, roles: Roles) -> dict[str, dict[int, float]]:
     """Quantity of :func:`summarize_splits` -> seed -> score."""
     by_seed = {}
     for seed, one in configured.runs.items():
         scores = {split: split_score(result, metric, comparison.classes) for split, result in one.results.items()}
-        by_seed[seed] = summarize_splits(scores, source, comparison.validation)
+        by_seed[seed] = summarize_splits(scores, *roles)
     quantities = next(iter(by_seed.values()))
     return {quantity: {seed: float(by_seed[seed][quantity]) for seed in by_seed} for quantity in quantities}
 
 
-def _resampled_values(configured: Configured, comparison: Comparison, source: str) -> dict[str, dict[int, np.ndarray]]:
+def _resampled_values(configured: Configured, comparison: Comparison, roles: Roles) -> dict[str, dict[int, np.ndarray]]:
     """As :func:`_values`, with (resamples,) scores for each score."""
     by_seed = {}
     for seed, one in configured.runs.items():
-        names = list(one.results[source]["boxes"])
+        names = list(one.results[roles.source]["boxes"])
         columns = [names.index(name) for name in comparison.classes] or list(range(len(names)))
         scores = {split: _class_mean(one.resampled[split][:, columns]) for split in one.results}
-        by_seed[seed] = summarize_splits(scores, source, comparison.validation)
+        by_seed[seed] = summarize_splits(scores, *roles)
     quantities = next(iter(by_seed.values()))
     return {quantity: {seed: by_seed[seed][quantity] for seed in by_seed} for quantity in quantities}
 
@@ -126,12 +147,12 @@ def _class_mean(scores: np.ndarray) -> np.ndarray:
 
 
 def _differences(
-    comparison: Comparison, configured: dict[str, Configured], values: dict[str, dict], source: str
+    comparison: Comparison, configured: dict[str, Configured], values: dict[str, dict], roles: Roles
 ) -> dict[str, dict[str, Difference]]:
     """Configuration -> quantity -> difference from the reference; empty until the reference has a finished run."""
     if comparison.reference not in configured:
         return {}
-    resampled = {name: _resampled_values(one, comparison, source) for name, one in configured.items()}
+    resampled = {name: _resampled_values(one, comparison, roles) for name, one in configured.items()}
     base, base_resampled = values[comparison.reference], resampled[comparison.reference]
     return {
         name: {q: paired_difference(v, base[q], resampled[name][q], base_resampled[q]) for q, v in values[name].items()}
@@ -155,12 +176,12 @@ def _describe(configured: Configured) -> dict[str, Any]:
     }
 
 
-def _per_class(configured: Configured, source: str) -> dict[str, Spread]:
-    """Class -> its VOC AP50, the mean over the unseen splits that have boxes of it."""
-    names = list(configured.first().results[source]["boxes"])
+def _per_class(configured: Configured, roles: Roles, headline: str) -> dict[str, Spread]:
+    """Class -> its VOC AP50, the mean over the unseen splits, or the targets, that have boxes of it."""
+    names = list(configured.first().results[roles.source]["boxes"])
     values = {name: {} for name in names}
     for seed, one in configured.runs.items():
         for name in names:
             scores = {split: result["voc"][f"AP50-{name}"] for split, result in one.results.items()}
-            values[name][seed] = float(summarize_splits(scores, source)[UNSEEN])
+            values[name][seed] = float(summarize_splits(scores, *roles)[headline])
     return {name: spread(of_class) for name, of_class in values.items()}

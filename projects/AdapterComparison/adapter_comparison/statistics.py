@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-UNSEEN, RELATIVE = "unseen", "relative"
+UNSEEN, TARGET, RELATIVE = "unseen", "target", "relative"
 CHOOSING, HELD_OUT = "choosing", "held_out"
 LEVEL = 95  # percent, of every interval
 
@@ -45,7 +45,7 @@ class Difference(Spread):
 
 
 def summarize_splits(
-    scores: Mapping[str, float | np.ndarray], source: str, validation: str = ""
+    scores: Mapping[str, float | np.ndarray], source: str, validation: str = "", targets: Collection[str] = ()
 ) -> dict[str, float | np.ndarray]:
     """The scores, their mean over the unseen splits, and that mean in percent of the source's score.
 
@@ -53,20 +53,24 @@ def summarize_splits(
         scores: split -> score or (resamples,) scores. NaN is left out of means.
         source: the split of the training's weather.
         validation: the unseen split that may be used to choose settings; empty: none.
+        targets: splits of domains that training has seen without labels; they are not unseen.
 
     Returns:
         The splits, "unseen" and "relative" (NaN where the source's score is 0). With a validation split also
-        "choosing", the mean over the source and the validation split, and "held_out", the mean over all others.
+        "choosing", the mean over the source and the validation split, and "held_out", the mean over all others. With
+        targets also "target", their mean.
     """
     splits = {name: np.asarray(score, dtype=float) for name, score in scores.items()}
     reference = splits[source]
-    unseen = _mean_of(splits, set(splits) - {source})
+    unseen = _mean_of(splits, set(splits) - {source, *targets})
     relative = np.divide(100 * unseen, reference, out=np.full_like(reference, np.nan), where=reference > 0)
     summary = {**scores, UNSEEN: unseen[()], RELATIVE: relative[()]}
     if validation:
         choosing = {source, validation}
         summary[CHOOSING] = _mean_of(splits, choosing)[()]
         summary[HELD_OUT] = _mean_of(splits, set(splits) - choosing)[()]
+    if targets:
+        summary[TARGET] = _mean_of(splits, targets)[()]
     return summary
 
 
@@ -133,7 +137,8 @@ def bootstrap_interval(differences: np.ndarray) -> tuple[float, float]:
 
 
 def _mean_of(splits: Mapping[str, np.ndarray], names: Collection[str]) -> np.ndarray:
-    return _nan_mean(np.stack([score for name, score in splits.items() if name in names]))
+    chosen = [score for name, score in splits.items() if name in names]
+    return _nan_mean(np.stack(chosen)) if chosen else np.full_like(next(iter(splits.values())), np.nan)
 
 
 def _nan_mean(values: np.ndarray) -> np.ndarray:

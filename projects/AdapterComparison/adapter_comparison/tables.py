@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from adapter_comparison.scores import MAIN
-from adapter_comparison.statistics import CHOOSING, HELD_OUT, LEVEL, RELATIVE, UNSEEN, Difference, Spread
+from adapter_comparison.statistics import CHOOSING, HELD_OUT, LEVEL, RELATIVE, TARGET, UNSEEN, Difference, Spread
 
 Content = dict[str, Any]  # what adapter_comparison.scores.collect returns
 Table = dict[str, Any]  # arguments of tabulate
@@ -22,7 +22,9 @@ def build_tables(content: Content) -> dict[str, Table]:
     if content["validation"]:
         tables[_choice_heading(content)] = _choice_table(content)
     tables["What it costs"] = _cost_table(content)
-    tables["VOC AP50 per class, mean over the unseen splits and seeds (number of boxes there)"] = _class_table(content)
+    tables[f"VOC AP50 per class, mean over the {content['headline']} splits and seeds (number of boxes there)"] = (
+        _class_table(content)
+    )
     tables[metric.replace("VOC AP50", "COCO AP") + ", mean ± standard deviation over seeds"] = _score_table(
         content, "coco_AP"
     )
@@ -40,33 +42,34 @@ def _table(headers: list[str], rows: list[list[str]]) -> Table:
 
 
 def _score_table(content: Content, metric: str) -> Table:
-    source, labels = content["source"], content["labels"]
-    unseen = [split for split in labels if split != source]
-    headers = [
-        "configuration",
-        "seeds",
-        f"{labels[source]} (source)",
-        *(labels[s] for s in unseen),
-        "unseen",
-        "relative",
-    ]
+    columns = _columns(content) | {UNSEEN: UNSEEN}
+    headers = ["configuration", "seeds", *columns.values(), "relative"]
     rows = []
     for name, scores in content["scores"][metric].items():
-        cells = [_plus_minus(scores[key]) for key in (source, *unseen, UNSEEN)]
+        cells = [_plus_minus(scores[key]) for key in columns]
         rows.append([name, str(len(scores[UNSEEN].values)), *cells, _plus_minus(scores[RELATIVE], " %")])
     return _table(headers, rows)
 
 
 def _difference_table(content: Content) -> Table:
-    source, labels = content["source"], content["labels"]
-    unseen = [split for split in labels if split != source]
-    headers = ["configuration", "unseen", "seeds better", labels[source] + " (source)", *(labels[s] for s in unseen)]
+    columns, headline = _columns(content), content["headline"]
+    if headline == TARGET:
+        columns[UNSEEN] = UNSEEN
+    headers = ["configuration", headline, "seeds better", *columns.values()]
     rows = []
     for name, of in content["differences"].items():
-        per_seed = of[UNSEEN].values.values()
+        per_seed = of[headline].values.values()
         better = f"{sum(d > 0 for d in per_seed)} of {len(per_seed)}"
-        rows.append([name, _with_interval(of[UNSEEN]), better, *(_with_interval(of[key]) for key in (source, *unseen))])
+        rows.append([name, _with_interval(of[headline]), better, *(_with_interval(of[key]) for key in columns)])
     return _table(headers, rows)
+
+
+def _columns(content: Content) -> dict[str, str]:
+    """Split -> its heading: the source, then targets, then the others."""
+    labels, source, targets = content["labels"], content["source"], content["targets"]
+    roles = {**dict.fromkeys(targets, "target"), source: "source"}
+    order = sorted(labels, key=lambda split: (split != source, split not in targets))
+    return {split: f"{labels[split]} ({roles[split]})" if split in roles else labels[split] for split in order}
 
 
 def _choice_heading(content: Content) -> str:
@@ -97,9 +100,10 @@ def _cost_table(content: Content) -> Table:
 
 def _class_table(content: Content) -> Table:
     boxes: dict[str, int] = {}
+    counted = content["targets"] or [split for split in content["labels"] if split != content["source"]]
     for split, of_split in content["boxes"].items():
         for name, number in of_split.items():
-            boxes[name] = boxes.get(name, 0) + (number if split != content["source"] else 0)
+            boxes[name] = boxes.get(name, 0) + (number if split in counted else 0)
     headers = ["configuration", *(f"{name} ({number:,})" for name, number in boxes.items())]
     return _table(headers, [[n, *(_plus_minus(of[c]) for c in boxes)] for n, of in content["per_class"].items()])
 
