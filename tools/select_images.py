@@ -37,7 +37,7 @@ from soma_det.detector import CONFIG_FILE, find_weights, images_in, read_classes
 from soma_det.engine.output_dir import check_writable
 from soma_det.uda.features import FrozenFeatures
 from soma_det.uda.scoring import BoxScorer
-from soma_det.uda.selection import ImageScores, Picks, box_margins, pick_images, rank_images
+from soma_det.uda.selection import SMALLEST, ImageScores, Picks, box_margins, pick_images, rank_images
 from soma_det.utils.contact_sheet import contact_sheet
 from soma_det.utils.files import atomic_path, write_text
 from soma_det.utils.images import read_image
@@ -297,7 +297,7 @@ def _shown(row: dict) -> tuple:
 def draw_sheet(
     picks: Picks, pool: Sequence[Unlabelled], entries: Sequence[dict], classes: Sequence[str], path: Path
 ) -> None:
-    """The first picks with the boxes that count, in columns from the left."""
+    """The first picks with the boxes whose margins are smallest, in columns from the left."""
     shown = picks.ranks[: SHEET_COLUMNS * SHEET_ROWS]
     if not shown:
         return
@@ -311,11 +311,11 @@ def draw_sheet(
 
 
 def _draw(image: Unlabelled, entry: dict, classes: Sequence[str]) -> np.ndarray:
-    pixels = read_image(image.file)
+    pixels, shown = read_image(image.file), np.argsort(entry["margins"], kind="stable")[:SMALLEST]
     found = Instances(pixels.shape[:2])
-    found.pred_boxes = Boxes(torch.tensor(entry["boxes"]).reshape(-1, 4))
-    found.scores = torch.tensor(entry["confidences"])
-    found.pred_classes = torch.tensor(entry["classes"], dtype=torch.int64)
+    found.pred_boxes = Boxes(torch.tensor(entry["boxes"]).reshape(-1, 4)[shown])
+    found.scores = torch.tensor(entry["confidences"])[shown]
+    found.pred_classes = torch.tensor(entry["classes"], dtype=torch.int64)[shown]
     return draw_detections(pixels, found, classes, 0.0, SHEET_CELL)
 
 

@@ -57,11 +57,12 @@ def draw_shift(
 def _draw_points(
     axes: Axes, series: Mapping[str, Sequence[Estimate]], nulls: Sequence[Estimate], colors: Sequence[str]
 ) -> None:
-    """Dots with intervals; behind them a band up to the end of the null's interval, in a faint tone of their color."""
+    """Dots with intervals; behind each the null's interval, in a faint tone of its color."""
     for number, (points, null) in enumerate(zip(series.values(), nulls, strict=True)):
         shift = (number - (len(series) - 1) / 2) * 2 * OFFSET
-        axes.axvspan(null.interval[0], null.interval[1], color=colors[number], alpha=0.13, linewidth=0, zorder=0)
         rows = [row + shift for row in range(len(points))]
+        width = null.interval[1] - null.interval[0]
+        axes.barh(rows, width, 2 * OFFSET, null.interval[0], color=colors[number], alpha=0.17, linewidth=0, zorder=1)
         values, errors = [p.value for p in points], [(p.interval[1] - p.interval[0]) / 2 for p in points]
         axes.errorbar(
             values, rows, xerr=errors, fmt="o", color=colors[number], markersize=5.5, linewidth=1.6, capsize=0, zorder=3
@@ -93,7 +94,7 @@ def _add_legend(figure: Figure, peaks: Sequence[float], headings: Sequence[str],
 
     handles: list = [dot(color, f"IDD, peak {peak:g}") for color, peak in zip(LINE_COLORS, peaks)]
     handles += [dot(color, f"A-distance, {h.split(',')[0].lower()}") for color, h in zip(LINE_COLORS[2:], headings)]
-    handles.append(Patch(color=SOURCE_COLOR, alpha=0.3, label=f"two halves of {source}"))
+    handles.append(Patch(color=SOURCE_COLOR, alpha=0.3, label=f"the same for two halves of {source}"))
     figure.legend(
         handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9, labelcolor=TEXT_COLOR
     )
