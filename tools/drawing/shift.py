@@ -44,7 +44,7 @@ def draw_shift(
     a_axis = axes[len(tables)]
     _draw_points(a_axis, distances, [table.null.a_distance for table in tables.values()], LINE_COLORS[2:])
     _style(a_axis, "A-distance")
-    a_axis.set_xlim(min(-0.1, a_axis.get_xlim()[0]), 2.12)
+    a_axis.set_xlim(min(-0.1, *(table.null.a_distance.interval[0] - 0.05 for table in tables.values())), 2.12)
     if losses:
         _draw_losses(axes[-1], [losses.get(name) for name in names])
     for number, axis in enumerate(axes):

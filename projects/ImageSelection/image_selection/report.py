@@ -30,7 +30,7 @@ def write_report(plan: Plan, seeds: Sequence[int], target: str) -> str:
         differences = [of[seed]["AP50"] - reference[seed]["AP50"] for seed in of if seed in reference]
         figures = [_mean([s[key] for s in of.values()]) for key in ("images", "boxes", "AP50")]
         won = f"{sum(d > 0 for d in differences)} of {len(differences)}" if differences else ""
-        rows.append([name, len(of), *figures, _mean(differences) if differences else "", won])
+        rows.append([name, len(of), *figures, _mean(differences, "+") if differences else "", won])
     headers = ["training", "seeds", "labelled images", "boxes", "AP50", "minus random", "seeds better"]
     write_text(plan.output / "results.json", json.dumps({"target": target, "scores": scores}, indent=2) + "\n")
     table = tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=["left", *["right"] * 6])
@@ -52,8 +52,8 @@ def read_scores(plan: Plan, seeds: Sequence[int], strategy: str, number: int, ta
     return found
 
 
-def _mean(values: Sequence[float]) -> str:
+def _mean(values: Sequence[float], sign: str = "") -> str:
     if not values:
         return "-"
     deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{deviation}"
+    return f"{statistics.mean(values):{sign}.1f}{deviation}"

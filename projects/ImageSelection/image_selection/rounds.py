@@ -66,9 +66,7 @@ def choose(plan: Plan, seed: int, strategy: str, number: int, call: Call) -> lis
         return json.loads(path.read_text(encoding="utf-8"))
     before = choose(plan, seed, strategy, number - 1, call) if number > 1 else []
     if strategy == "random":
-        selected = choose(plan, seed, "selected", number, call)
-        already = choose(plan, seed, "selected", number - 1, call) if number > 1 else []
-        budget = count(plan, selected) - count(plan, already)
+        budget = count(plan, choose(plan, seed, "selected", number, call)) - count(plan, before)
         names = draw_random(plan.boxes, budget, 1000 * seed + number, before)
     else:
         names = select(plan, seed, number, before, call)
