@@ -1,6 +1,7 @@
 """The class probabilities of a detector's boxes, and those that another detector gives to the same boxes."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,11 +47,11 @@ class BoxScorer:
     """
 
     def __init__(self, cfg: CfgNode):
-        self.model = load_model(cfg)
+        self.model: Any = load_model(cfg)  # a GeneralizedRCNN, whose parts nn.Module does not know
         check_faster_rcnn(self.model)
         if is_mergeable(self.model):
             merge(self.model)
-        self.heads = self.model.roi_heads
+        self.heads: Any = self.model.roi_heads
         self.resize = build_test_augmentation(min_size=cfg.INPUT.MIN_SIZE_TEST, max_size=cfg.INPUT.MAX_SIZE_TEST)[0]
 
     @torch.no_grad()
@@ -97,7 +98,8 @@ def check_faster_rcnn(model: nn.Module) -> None:
     """Raise a ValueError unless the detector has one box head with a softmax over classes and background."""
     what = type(model).__name__
     if isinstance(model, GeneralizedRCNN):
-        heads, what = model.roi_heads, f"{what} with {type(model.roi_heads).__name__}"
+        heads: Any = model.roi_heads
+        what = f"{what} with {type(heads).__name__}"
         plain = isinstance(heads, StandardROIHeads) and not isinstance(heads, CascadeROIHeads)
         if plain and isinstance(model.proposal_generator, RPN) and not heads.box_predictor.use_sigmoid_ce:
             return

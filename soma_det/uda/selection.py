@@ -121,7 +121,9 @@ def pick_images(
     if most_boxes is None and most_images is None:
         raise ValueError("There is no budget: give a number of boxes or of images.")
     directions = None if features is None else unit_directions(features)
-    taken, ranked, duplicates, spent = list(labelled), [], {}, 0
+    taken, spent = list(labelled), 0
+    ranked: list[Rank] = []
+    duplicates: dict[int, int] = {}
     for rank in ranks:
         full = spent >= (most_boxes if most_boxes is not None else np.inf)
         if full or len(ranked) >= (most_images if most_images is not None else np.inf):
