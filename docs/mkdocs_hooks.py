@@ -7,7 +7,7 @@ from pathlib import Path
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-PROJECTS = ("SynthDrive", "Pretraining", "AdapterComparison", "Benchmarks")
+PROJECTS = ("SynthDrive", "Pretraining", "AdapterComparison", "Benchmarks", "ImageSelection")
 PAGES = {
     "README.md": "index.md",
     "datasets/README.md": "data.md",
