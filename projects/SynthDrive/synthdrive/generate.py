@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 DOMAINS = ("daytime_clear", "night_sunny", "dusk_rainy", "night_rainy", "daytime_foggy")
 SPLITS = ("train", "test")
-VERSION = 1  # to be raised whenever the same seed gives other images
+VERSION = 1  # to be raised, and digests.json recorded, whenever the same seed gives other images
 MANIFEST = "synthdrive.json"  # settings of a finished set
 _STARTED = ".synthdrive.started.json"  # settings of a set that is being written
 _QUALITY = 92
