@@ -1,7 +1,9 @@
-"""Several machines, as process groups on this one: torchrun, Detectron2's launcher, SLURM's script and submitit."""
+"""Several machines, as process groups or network namespaces on this one: torchrun, Detectron2's launcher, SLURM's
+script and submitit."""
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -135,6 +137,58 @@ def test_two_machines_train_by_detectron2s_launcher(data, tmp_path, start):
     machines = [start([*command[:4], "--machine-rank", str(i), *command[4:]], f"node{i}") for i in range(2)]
     assert end_of(machines, 200, tmp_path) == [0, 0]
     assert "World size: 2" in (tmp_path / "output" / "log.txt").read_text()
+
+
+ADDRESSES = ("10.0.0.1", "10.0.0.2")  # inside the namespaces alone
+
+
+def inside(holder):
+    """The beginning of a command that runs in the namespaces of a process."""
+    return ["nsenter", f"--target={holder.pid}", "--user", "--net", "--preserve-credentials"]
+
+
+@pytest.fixture
+def networks():
+    """Processes that hold two network namespaces, with no way to each other but a cable between their eth0."""
+    holders = []
+    try:
+        if not shutil.which("ip"):
+            pytest.skip("needs iproute2")
+        for beginning in (["unshare", "--map-root-user", "--net"], ["unshare", "--net"]):
+            command = [*(inside(holders[0]) if holders else []), *beginning, "sh", "-c", "echo ready; exec sleep 600"]
+            holders.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL))
+            if holders[-1].stdout.readline() != b"ready\n":
+                pytest.skip("needs permission to make network namespaces")
+        cable = f"link add eth0 type veth peer name eth0 netns {holders[1].pid}"
+        subprocess.run([*inside(holders[0]), "ip", *cable.split()], check=True)
+        for holder, address in zip(holders, ADDRESSES):
+            for change in ("link set lo up", f"address add {address}/24 dev eth0", "link set eth0 up"):
+                subprocess.run([*inside(holder), "ip", *change.split()], check=True)
+        yield holders
+    finally:
+        for holder in holders:
+            holder.kill()
+            holder.communicate()
+
+
+def received(holder):
+    """Bytes that came over the cable."""
+    lines = Path(f"/proc/{holder.pid}/net/dev").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.strip().startswith("eth0:"))
+
+
+@pytest.mark.slow
+def test_two_machines_with_networks_of_their_own_train_over_the_cable_between_them(data, tmp_path, start, networks):
+    output = tmp_path / "output"
+    where = ["env", "GLOO_SOCKET_IFNAME=eth0", *TORCHRUN, "--master-addr", ADDRESSES[0], "--master-port", "29500"]
+    training = [TOOL, *words(data, output, SOLVER__MAX_ITER=4, SOLVER__STEPS=[3])]
+    machines = [
+        start([*inside(holder), *where, "--node-rank", str(i), *training], f"node{i}")
+        for i, holder in enumerate(networks)
+    ]
+    assert end_of(machines, 300, tmp_path) == [0, 0]
+    assert "World size: 2" in (output / "log.txt").read_text() and (output / "results.json").exists()
+    assert min(map(received, networks)) > 4 * 2**17  # four iterations with 162 kB of gradients each
 
 
 STAND_INS = {  # of SLURM's commands and torchrun, which writes down what happens to it

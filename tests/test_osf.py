@@ -59,6 +59,7 @@ def test_after_three_steps_the_outputs_are_those_of_pefts_osf(target):
             optimizer.zero_grad()
             (vit(x) * direction).sum().backward()
             optimizer.step()
-        assert (vit(x) - start).abs().max() > 1e-3
+        assert (vit(x) - start).abs().max() > 1
         outputs.append(vit(x))
-    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
+    # peft decomposes in float32, whose rounding depends on the CPU; without the projection they differ by 0.4.
+    torch.testing.assert_close(*outputs, rtol=0, atol=1e-3)

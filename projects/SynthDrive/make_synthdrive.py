@@ -9,11 +9,16 @@ Examples, from the root of the repository:
     python projects/SynthDrive/make_synthdrive.py --output datasets/synthdrive_all --train 500 \\
         --train-domains daytime_clear night_rainy
 
+Whether this machine gives the bytes that are recorded, file by file, of the first command's set or a smaller one:
+
+    python projects/SynthDrive/make_synthdrive.py --output datasets/synthdrive --check
+
 Writes <output>/<domain>/VOC2007/{Annotations,ImageSets/Main,JPEGImages}. The same command again goes on after an
 interruption, and does nothing if the set is complete.
 """
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
@@ -24,9 +29,10 @@ from detectron2.structures import BoxMode
 from tqdm import tqdm
 
 import soma_det  # noqa: F401  (makes detectron2 importable)
-from synthdrive import CLASSES, DOMAINS, generate, make_image
+from synthdrive import CLASSES, DOMAINS, digests, generate, make_image
 
 CELL = 640  # pixels, width of an image on the contact sheet
+DIGESTS = Path(__file__).with_name("digests.json")  # of the set that the demo trains on
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -64,6 +70,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="PATH",
         help="also write an image with samples of every domain and their boxes",
     )
+    parser.add_argument(
+        "--check",
+        type=Path,
+        nargs="?",
+        const=DIGESTS,
+        metavar="FILE",
+        help="then name every file that is not as recorded in FILE, and end with 1 if there is one (default: what is "
+        "recorded of seed 0 and 480x270)",
+    )
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="then write a json FILE for --check, such as on another machine"
+    )
     return parser.parse_args(arguments)
 
 
@@ -100,6 +118,18 @@ def write_contact_sheet(path: Path, seed: int, split: str, height: int, width: i
         raise OSError(f"OpenCV could not write {path}: check the free space and the permissions of the folder.")
 
 
+def check(root: Path, recorded: Path) -> bool:
+    """Print every file that is not as recorded, and a summary; whether there is none."""
+    lines = list(digests.differences(root, recorded))
+    print(*lines, sep="\n", end="\n" if lines else "")
+    if lines:
+        before = json.loads(recorded.read_text(encoding="utf-8"))["made_with"]
+        print(f"{len(lines)} files are not as in {recorded}, recorded with {before}; here with {digests.made_with()}")
+    else:
+        print(f"{root}: every file is as in {recorded}")
+    return not lines
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Make the set that the command line describes."""
     args = parse_arguments(arguments)
@@ -117,6 +147,11 @@ def main(arguments: list[str] | None = None) -> int:
         if args.contact_sheet is not None:
             write_contact_sheet(args.contact_sheet, args.seed, "test" if args.test else "train", height, width)
             print(f"{args.contact_sheet}: samples with boxes")
+        if args.record is not None:
+            digests.record(args.output, args.record)
+            print(f"{args.record}: digests for --check")
+        if args.check is not None and not check(args.output, args.check):
+            return 1
     except (ValueError, OSError) as error:
         print(f"make_synthdrive.py: {error}", file=sys.stderr)
         return 1

@@ -17,10 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FOLDS, RIDGE = (
-    5,
-    1.0,
-)  # of the classifier, fewer folds for fewer images; the ridge is in units of the number of features
+FOLDS = 5  # of the classifier's cross-validation, fewer for fewer images
+RIDGE = 1.0  # of the classifier, in units of the number of features
 DRAWS = 10  # random subsets of equal size, over which an estimate is averaged
 Z = 1.96  # half the width of a 95 % interval, in deviations
 LEAST = 30  # boxes of a class in every domain

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from training import CONFIG, options, write_data
 
 from benchmarks.contestants import TwoBranchLinear, adapt, adapted_blocks, create_vit
 from benchmarks.evaluation import random_boxes, score_with_pycocotools, score_with_soma_det
@@ -67,6 +68,15 @@ def test_every_benchmark_runs_and_its_table_and_json_agree(run, tmp_path, capsys
                 assert cells[column] == str(value)
     assert content["settings"]["seed"] == 0
     assert content["versions"]["timm"] in text and content["machine"]["cpu"] in text
+
+
+def test_steps_with_and_without_determinism_take_turns_and_torch_is_left_as_it_was(tmp_path):
+    words = map(str, options(write_data(tmp_path / "data"), tmp_path / "run"))
+    output = str(tmp_path / "result.json")
+    benchmark.main(["determinism", "--rounds", "2", "--output", output, "--config-file", CONFIG, *words])
+    rows = json.loads((tmp_path / "result.json").read_text())["rows"]
+    assert [row["SOLVER.DETERMINISTIC"] for row in rows] == ["without", "with"] and rows[0]["by CPU time"] == 1
+    assert not torch.are_deterministic_algorithms_enabled() and not (tmp_path / "run").exists()
 
 
 def test_exactness_that_the_benchmarks_measure_holds(tmp_path):

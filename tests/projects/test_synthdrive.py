@@ -2,14 +2,16 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
 import cv2
 import numpy as np
 import pytest
+from make_synthdrive import DIGESTS, main
 
-from synthdrive import CLASSES, DOMAINS, generate, make_image, render_scene
+from synthdrive import CLASSES, DOMAINS, digests, generate, make_image, render_scene
 from synthdrive.camera import Camera, clip_near
 from synthdrive.ordering import painting_order
 from synthdrive.voc import voc_corners
@@ -27,6 +29,11 @@ def _digests(root: Path) -> dict[str, str]:
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+def _lines(root: Path, record: Path) -> list[str]:
+    """What differs from the record, with paths inside the set."""
+    return [line.removeprefix(f"{root}/") for line in digests.differences(root, record)]
+
+
 @pytest.fixture(scope="module")
 def scenes():
     return [render_scene(seed, *SIZE) for seed in range(12)]
@@ -37,6 +44,17 @@ def finished(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("synthdrive")
     assert _run(root) == [1, 2, 3, 4, 5]
     return root
+
+
+@pytest.fixture(scope="module")
+def record(finished, tmp_path_factory) -> Path:
+    digests.record(finished, path := tmp_path_factory.mktemp("record") / "digests.json")
+    return path
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
 
 
 @pytest.fixture
@@ -194,6 +212,79 @@ def test_an_image_without_annotation_is_made_again(finished, tmp_path):
     (devkit / "JPEGImages/daytime_clear_train_000000.jpg").write_bytes(b"half")
     _run(tmp_path)
     assert _digests(tmp_path) == _digests(finished)
+
+
+def _a_byte(data: bytes) -> bytes:
+    return data + b" "
+
+
+def _a_box(data: bytes) -> bytes:
+    return data.replace(b"<xmin>", b"<xmin>1", 1)
+
+
+def _a_pixel(data: bytes) -> bytes:
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    image[0, 0] ^= 128
+    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
+
+
+IMAGE, BOXES = (
+    f"{folder}/night_rainy_test_000001.{end}" for folder, end in (("JPEGImages", "jpg"), ("Annotations", "xml"))
+)
+CHANGES = [
+    (IMAGE, _a_byte, "the file differs, its pixels do not"),
+    (IMAGE, _a_pixel, "pixels differ"),
+    (IMAGE, lambda data: b"half", "cannot be decoded"),
+    (IMAGE, None, "missing"),
+    (BOXES, _a_box, "the annotation differs"),
+    (BOXES, None, "missing"),
+    ("ImageSets/Main/test.txt", _a_byte, "the list differs"),
+    ("ImageSets/Main/test.txt", None, "the list differs"),
+]
+
+
+def test_a_set_is_as_recorded_and_so_is_a_smaller_one(finished, record, tmp_path):
+    assert _lines(finished, record) == []
+    _run(tmp_path, {"night_rainy": (0, 1)})
+    assert _lines(tmp_path, record) == []
+
+
+@pytest.mark.parametrize("name, change, said", CHANGES)
+def test_the_one_file_that_differs_is_named_with_what_differs(copied, record, name, change, said):
+    path = copied / "night_rainy/VOC2007" / name
+    path.write_bytes(change(path.read_bytes())) if change else path.unlink()
+    assert _lines(copied, record) == [f"night_rainy/VOC2007/{name}: {said}"]
+
+
+def test_a_file_that_is_not_of_the_set_is_named(copied, record):
+    (copied / "night_rainy/more.txt").touch()
+    assert _lines(copied, record) == ["night_rainy/more.txt: not one of the set's files"]
+
+
+def test_an_opencv_that_decodes_otherwise_is_told_from_one_that_draws_otherwise(finished, record, monkeypatch):
+    decode = cv2.imdecode
+    monkeypatch.setattr(cv2, "imdecode", lambda *given: decode(*given) ^ 1)
+    lines = _lines(finished, record)
+    assert len(lines) == 5 and all(line.endswith("but this OpenCV decodes other pixels") for line in lines)
+
+
+@pytest.mark.parametrize(
+    "counts, seed, said", [(COUNTS, 4, "seed 3, not 4"), ({"night_rainy": (0, 3)}, 3, "make fewer")]
+)
+def test_a_record_of_other_images_is_refused(record, tmp_path, counts, seed, said):
+    list(generate(tmp_path, counts, seed, *SIZE, workers=1))
+    with pytest.raises(ValueError, match=said):
+        _lines(tmp_path, record)
+
+
+def test_the_command_checks_against_its_own_record_and_ends_with_1_where_a_file_differs(tmp_path, capsys):
+    few = ["--output", str(tmp_path), "--train", "1", "--test", "1", "--workers", "1"]
+    assert main([*few, "--record", str(tmp_path / "record.json"), "--check", str(tmp_path / "record.json")]) == 0
+    (listed := tmp_path / "dusk_rainy/VOC2007/ImageSets/Main/test.txt").write_text("")
+    assert main([*few, "--check", str(tmp_path / "record.json")]) == 1
+    assert f"{listed}: the list differs" in capsys.readouterr().out
+    main([*few, "--check"])
+    assert str(DIGESTS) in capsys.readouterr().out
 
 
 def test_another_set_in_the_folder_is_an_error_unless_it_may_be_overwritten(tmp_path):

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 DOMAINS = ("daytime_clear", "night_sunny", "dusk_rainy", "night_rainy", "daytime_foggy")
 SPLITS = ("train", "test")
-VERSION = 1  # to be raised whenever the same seed gives other images
+VERSION = 1  # to be raised, and digests.json recorded, whenever the same seed gives other images
 MANIFEST = "synthdrive.json"  # settings of a finished set
 _STARTED = ".synthdrive.started.json"  # settings of a set that is being written
 _QUALITY = 92
@@ -43,6 +43,16 @@ class Job(NamedTuple):
     def name(self) -> str:
         """File name without ending."""
         return f"{self.domain}_{self.split}_{self.index:06d}"
+
+    @property
+    def image(self) -> Path:
+        """The image's file."""
+        return Path(self.root, self.domain, "VOC2007", "JPEGImages", f"{self.name}.jpg")
+
+    @property
+    def annotation(self) -> Path:
+        """The boxes' file."""
+        return Path(self.root, self.domain, "VOC2007", "Annotations", f"{self.name}.xml")
 
 
 def make_image(
@@ -84,18 +94,32 @@ def generate(
     if _is_finished(root, settings, overwrite):
         logger.info("%s already holds this SynthDrive.", root)
         return
-    jobs = [
-        Job(str(root), seed, domain, split, index, height, width)
-        for domain, numbers in settings["counts"].items()
-        for split, number in zip(SPLITS, numbers)
-        for index in range(number)
-    ]
+    jobs = [job for split in jobs_by_split(root, settings).values() for job in split]
     _prepare_folders(root, settings)
     yield from _run(jobs, workers or count_cores())
-    for domain, numbers in settings["counts"].items():
-        _write_lists(root, domain, numbers)
+    for path, names in lists(root, settings).items():
+        write_list(path, names)
     write_bytes(root / MANIFEST, _to_json(settings))
     (root / _STARTED).unlink(missing_ok=True)  # another process may have made the same set beside this one
+
+
+def jobs_by_split(root: Path, settings: dict) -> dict[tuple[str, str], list[Job]]:
+    """The images of a set by domain and split; ``settings`` are the content of its MANIFEST."""
+    seed, height, width = (settings[name] for name in ("seed", "height", "width"))
+    return {
+        (domain, split): [Job(str(root), seed, domain, split, index, height, width) for index in range(number)]
+        for domain, numbers in settings["counts"].items()
+        for split, number in zip(SPLITS, numbers)
+        if number
+    }
+
+
+def lists(root: Path, settings: dict) -> dict[Path, list[str]]:
+    """The files of image sets, and the names in them."""
+    return {
+        root / domain / "VOC2007" / "ImageSets" / "Main" / f"{split}.txt": [job.name for job in jobs]
+        for (domain, split), jobs in jobs_by_split(root, settings).items()
+    }
 
 
 def _check_counts(counts: Mapping[str, tuple[int, int]]) -> None:
@@ -163,20 +187,12 @@ def _run(jobs: list[Job], workers: int) -> Iterator[int]:
 
 def _write_image(job: Job) -> None:
     """Write the image, then its annotation: where the annotation exists, both are complete."""
-    folder = Path(job.root, job.domain, "VOC2007")
-    path, annotation = folder / "JPEGImages" / f"{job.name}.jpg", folder / "Annotations" / f"{job.name}.xml"
-    if annotation.is_file() and path.is_file():
+    path = job.image
+    if job.annotation.is_file() and path.is_file():
         return
     image, scene = make_image(job.seed, job.domain, job.split, job.index, job.height, job.width)
     encoded, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
     if not encoded:
         raise OSError(f"OpenCV could not encode {path} as JPEG.")
     write_bytes(path, data.tobytes())
-    write_bytes(annotation, annotation_xml(path.name, job.height, job.width, scene.boxes, scene.labels))
-
-
-def _write_lists(root: Path, domain: str, numbers: list[int]) -> None:
-    for split, number in zip(SPLITS, numbers):
-        if number:
-            names = [Job(str(root), 0, domain, split, index, 0, 0).name for index in range(number)]
-            write_list(root / domain / "VOC2007" / "ImageSets" / "Main" / f"{split}.txt", names)
+    write_bytes(job.annotation, annotation_xml(path.name, job.height, job.width, scene.boxes, scene.labels))
