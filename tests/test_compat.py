@@ -71,6 +71,7 @@ REQUIRED = {
     "structures:Instances": "image_size",
     "utils.comm:gather": "data",
     "utils.events:EventStorage": "start_iter",
+    "utils.events:EventStorage.histories": "",
     "utils.logger:setup_logger": "output distributed_rank name abbrev_name",
     "utils.visualizer:VisImage": "img scale",
     "utils.visualizer:Visualizer": "img_rgb metadata scale",

@@ -1,16 +1,24 @@
 """Weight-decay annealing, layer freezing and clipping, on a model of two layers in Detectron2's own trainer."""
 
+import logging
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 from detectron2.engine import SimpleTrainer
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import CommonMetricPrinter, EventStorage, JSONWriter
 from timm.layers import LayerNorm2d
 from torch import nn
 
-from soma_det.engine.hooks import GradientClipping, LayerFreezing, RecentMetrics, WeightDecayAnnealing
+from soma_det.engine.hooks import (
+    BoundedHistories,
+    GradientClipping,
+    LayerFreezing,
+    RecentMetrics,
+    WeightDecayAnnealing,
+    bound_histories,
+)
 from soma_det.solver.build import build_adamw
 
 
@@ -211,3 +219,35 @@ def test_metrics_outlive_two_resumes_and_what_was_written_before_is_not_written_
         saved = hook.state_dict()
     assert storage.latest_with_smoothing_hint() == {"loss": (19.5, 29), "score 22": (7.0, 22)}  # 10 to 29
     assert set(saved) == {"loss", "score 19", "score 22"}
+
+
+def log_metrics(storage, folder):
+    """Put metrics in each of 2,500 iterations, or in some, and write them as a training does: file and log."""
+    folder.mkdir()
+    records, log = [], logging.getLogger("detectron2.utils.events")
+    handler = logging.Handler()
+    handler.emit = lambda record: records.append(record.getMessage())
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    random = torch.Generator().manual_seed(1)
+    with storage:
+        writers = [CommonMetricPrinter(5000), JSONWriter(str(folder / "metrics.json"))]
+        for storage.iter in range(2500):
+            loss, seconds, rare = torch.rand(3, generator=random).tolist()
+            storage.put_scalars(total_loss=loss, time=seconds, data_time=seconds / 10)
+            if rare < 0.1:
+                storage.put_scalar("rare", rare)
+            if storage.iter % 20 == 19:
+                for writer in writers:
+                    writer.write()
+    log.removeHandler(handler)
+    return records, (folder / "metrics.json").read_text()
+
+
+def test_metrics_of_which_the_latest_alone_are_kept_are_logged_as_if_all_were(tmp_path):
+    bounded = EventStorage()
+    bound_histories(bounded, BoundedHistories.LENGTH)
+    records, lines = log_metrics(bounded, tmp_path / "bounded")
+    assert (records, lines) == log_metrics(whole := EventStorage(), tmp_path / "whole")
+    assert len(records) == 125 and "eta_seconds" in lines
+    assert len(whole.history("time").values()) == 2500 and len(bounded.history("time").values()) == 1000

@@ -14,6 +14,7 @@ from training import tiny_cfg, write_data
 import soma_det
 from soma_det.checkpoint.detection_checkpoint import AtomicCheckpointer, DamagedCheckpointError
 from soma_det.engine.divergence import NonFiniteLossError
+from soma_det.engine.hooks import BoundedHistories
 from soma_det.engine.output_dir import LockedFolderError, locked_output_dir
 
 UNTESTED = dict(DATASETS__TEST=[], DATASETS__SOURCE_TEST="")
@@ -150,6 +151,18 @@ def test_an_evaluation_that_an_interruption_cut_short_is_repeated_after_a_resume
     resumed.train()
     lines = map(json.loads, (tmp_path / "metrics.json").read_text().splitlines())
     assert {line["iteration"] for line in lines if "tiny_night_sunny_test/voc/AP50" in line} == {1, 3, 6}
+
+
+def test_a_training_keeps_the_latest_values_of_each_metric_alone_also_after_a_resume(data, tmp_path, monkeypatch):
+    def lengths(trainer):
+        trainer.train()
+        return {len(history.values()) for history in trainer.storage.histories().values()}
+
+    cfg = tiny_cfg(data, tmp_path / "whole", **UNTESTED)
+    assert max(lengths(trainer_of(cfg))) == 6
+    monkeypatch.setattr(BoundedHistories, "LENGTH", 2)
+    assert max(lengths(trainer_of(cfg, resume=True))) == 2
+    assert max(lengths(trainer_of(tiny_cfg(data, tmp_path / "bounded", **UNTESTED)))) == 2
 
 
 def test_keeping_the_best_needs_evaluations_in_between(data, tmp_path):

@@ -1,6 +1,7 @@
 """Training from images to tables: what moves, what stays, and that resuming equals never having stopped."""
 
 import copy
+import gc
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import timm
 import torch
 from detectron2.engine import DefaultTrainer, HookBase
 from fvcore.common.param_scheduler import CosineParamScheduler
+from matplotlib.figure import Figure
 from training import tiny_cfg, vit_of, write_data
 
 from soma_det.adapters import find_adapter_layers, merge
@@ -121,6 +123,16 @@ def test_the_source_images_train_and_all_weathers_are_scored(finished):
     assert list(results["results"]) == ["tiny_daytime_clear_test", "tiny_night_sunny_test"]
     assert results["results"]["tiny_night_sunny_test"]["boxes"]["car"] == 3
     assert (Path(cfg.OUTPUT_DIR) / "results.md").is_file() and (Path(cfg.OUTPUT_DIR) / "results.png").is_file()
+
+
+def test_an_evaluation_leaves_none_of_its_charts_in_memory(finished):
+    cfg, trainer, _ = finished
+    gc.disable()  # it would come by sometime
+    try:
+        Trainer.test(cfg, trainer.model)
+        assert not any(isinstance(thing, Figure) for thing in gc.get_objects())
+    finally:
+        gc.enable()
 
 
 def test_a_single_test_set_keeps_its_name(finished, data):

@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 
 import soma_det  # noqa: F401  (first: makes Detectron2 importable without its compiled extension)
-from benchmarks import data, determinism, evaluation, heads, infer, init, overfit, train
+from benchmarks import data, determinism, evaluation, evaluation_memory, heads, infer, init, long, overfit, train
 
 BENCHMARKS = {
     "train": train,
@@ -24,8 +24,11 @@ BENCHMARKS = {
     "overfit": overfit,
     "heads": heads,
     "determinism": determinism,
+    "long": long,
+    "evaluation_memory": evaluation_memory,
 }
 ROUNDS = {"train": 15, "infer": 15, "init": 3, "data": 9, "eval": 1, "overfit": 1, "heads": 12, "determinism": 60}
+ROUNDS |= {"long": 1, "evaluation_memory": 1}  # which measure once, whatever is given
 EXAMPLES = """
 Training step of ViT-S at 384 pixels, all contestants (the default):
     python projects/Benchmarks/benchmark.py train
@@ -54,6 +57,10 @@ The demo with each head for equal time, three seeds (three hours; goes on after 
 
 The demo's training step with and without SOLVER.DETERMINISTIC:
     python projects/Benchmarks/benchmark.py determinism
+
+Whether memory, iteration time or files grow in a long training, and memory with the number of images evaluated:
+    python projects/Benchmarks/benchmark.py long --iterations 2000 --chart output/benchmark/long.png
+    python projects/Benchmarks/benchmark.py evaluation_memory --images 500 5000
 
 Contestants take turns in one process, in random order. Times are medians over rounds, and a ratio is the median of the
 rounds' ratios. The figures are printed as a table and written as JSON. The others take minutes at most.

@@ -4,12 +4,16 @@ import logging
 import os
 import signal
 import threading
+from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from fvcore.common.history_buffer import HistoryBuffer
 from fvcore.common.param_scheduler import CosineParamScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -143,6 +147,23 @@ class SeedEachIteration(HookBase):
 
     def before_step(self):
         torch.manual_seed((self.seed * 1_000_003 + self.trainer.iter) * 1_009 + comm.get_rank())
+
+
+class BoundedHistories(HookBase):
+    """Keeps the latest values of each metric alone, of which Detectron2 keeps up to a million.
+
+    Register it before hooks that put metrics. What is logged stays the same: no median is of more values than this.
+    """
+
+    LENGTH = 1000  # values of a metric; Detectron2's estimate of the remaining time takes the median of so many
+
+    def before_train(self):
+        bound_histories(self.trainer.storage, self.LENGTH)
+
+
+def bound_histories(storage: EventStorage, length: int) -> None:
+    """Let metrics that are not in the storage yet keep their latest ``length`` values."""
+    cast(defaultdict, storage.histories()).default_factory = partial(HistoryBuffer, length)
 
 
 class RecentMetrics(HookBase):

@@ -1,6 +1,7 @@
 """Detectron2's DefaultTrainer with the SoMA recipe, weather evaluation and exact resume."""
 
 import datetime
+import gc
 import logging
 import os
 import re
@@ -142,6 +143,7 @@ class Trainer(DefaultTrainer):
         targets = target_splits(results, cfg.UDA.TARGET)
         summary = report(results, cfg.DATASETS.SOURCE_TEST, cfg.OUTPUT_DIR, described, targets)
         write_model_card(cfg, summary, {name: str(described[name]) for name in ("soma_det", "torch")})
+        gc.collect()  # the charts are cycles of some MiB, which Python would keep through dozens of evaluations
         return results
 
 
@@ -160,7 +162,8 @@ def _describe_run(cfg: CfgNode) -> dict[str, str | int]:
 
 
 def _recipe_hooks(cfg: CfgNode, model: nn.Module, seed: int) -> list[HookBase]:
-    recipe: list[HookBase] = [hooks.SeedEachIteration(seed), hooks.RecentMetrics(), LossGuard()]
+    every = hooks.SeedEachIteration(seed), hooks.BoundedHistories(), hooks.RecentMetrics(), LossGuard()
+    recipe: list[HookBase] = list(every)
     solver, frozen = cfg.SOLVER, cfg.MODEL.VIT.FROZEN_BLOCKS
     for name, vit in find_vits(model).items() if frozen else ():
         modules = "|".join(map(re.escape, vit.frozen_modules(frozen)))
