@@ -6,9 +6,11 @@ python tools/check_detectron2.py
 
 import argparse
 import base64
+import csv
 import hashlib
 import sys
-from importlib.metadata import Distribution, PackageNotFoundError, PackagePath, distribution
+from collections.abc import Mapping
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 
 NAME = "sal-detectron2"  # requirements/detectron2.txt
 # The sha256 of the names and hashes in RECORD, the list of files that pip keeps: with it the list is compared, and with
@@ -16,22 +18,25 @@ NAME = "sal-detectron2"  # requirements/detectron2.txt
 RECORDED = {"0.7.2": "31a8bbc48267b5f1c4e4ea56bad1950ff19f8ac0596bca086f98e323f7ba10e3"}
 
 
-def sources(wheel: Distribution) -> list[PackagePath]:
-    """The Python files of an installed wheel, by name, each with the hash that pip's list gives it."""
-    return sorted((file for file in wheel.files or [] if file.suffix == ".py"), key=str)
+def sources(wheel: Distribution) -> dict[str, str]:
+    """Name -> hash of each Python file in RECORD, by name.
+
+    Not by ``wheel.files``, which leaves out files that are missing from Python 3.12 on.
+    """
+    rows = csv.reader((wheel.read_text("RECORD") or "").splitlines())
+    return {name: value.partition("=")[2] for name, value, _ in sorted(rows) if name.endswith(".py")}
 
 
-def fingerprint(files: list[PackagePath]) -> str:
+def fingerprint(files: Mapping[str, str]) -> str:
     """One sha256 of the names and listed hashes."""
-    lines = (f"{file} {file.hash.value if file.hash else ''}\n" for file in files)
+    lines = (f"{name} {value}\n" for name, value in files.items())
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def differences(wheel: Distribution) -> list[str]:
     """What is not as the wheel had it, a sentence each: the list itself, and changed, missing or added files."""
-    files = sources(wheel)
-    listed = {str(file): file.hash.value if file.hash else "" for file in files}
-    found = [] if fingerprint(files) == RECORDED.get(wheel.version) else ["RECORD, pip's list of the files, differs"]
+    listed = sources(wheel)
+    found = [] if fingerprint(listed) == RECORDED.get(wheel.version) else ["RECORD, pip's list of the files, differs"]
     root = wheel.locate_file("detectron2")
     present = {str(path.relative_to(root.parent)): path for path in root.rglob("*.py")}
     present |= {name: path for name in listed if (path := wheel.locate_file(name)).is_file()}
