@@ -125,7 +125,11 @@ def run(args: argparse.Namespace) -> Report:
 
 
 def train(folder: Path, args: argparse.Namespace) -> tuple[Course, int]:
-    """Train in ``folder``, with one checkpoint and one evaluation in each window; also how many metrics it put."""
+    """Train in ``folder``, with one checkpoint and one evaluation in each window.
+
+    Returns:
+        What was measured, and how many metrics were put in most of the iterations.
+    """
     records = write_images(folder, 16, args.seed)
     register(TRAIN, records, 16)
     register(TEST, records, 8)
@@ -140,7 +144,8 @@ def train(folder: Path, args: argparse.Namespace) -> tuple[Course, int]:
     trainer.register_hooks([watch := Watch(args.iterations)])
     trainer.resume_or_load(resume=False)
     trainer.train()
-    return watch.course, len(trainer.storage.histories())
+    most = min(args.iterations, BoundedHistories.LENGTH) / 2
+    return watch.course, sum(len(history.values()) > most for history in trainer.storage.histories().values())
 
 
 def describe_histories(metrics: int, iterations: int) -> str:
