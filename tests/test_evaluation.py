@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import soma_det  # noqa: F401
-from soma_det.evaluation import build_evaluator
+from soma_det.evaluation import build_evaluator, coco_evaluation
 from soma_det.evaluation.coco_evaluation import CocoEvaluator
 from soma_det.evaluation.detections import Detections, load_detections, save_detections
 from soma_det.evaluation.voc_evaluation import VocEvaluator
@@ -136,6 +136,18 @@ def test_coco_scores_equal_pycocotools_on_the_saved_detections(seed, register, t
     assert 5 < expected[0] < 95
     np.testing.assert_allclose([bbox[k] for k in ("AP", "AP50", "AP75", "APs", "APm", "APl")], expected, atol=1e-9)
     assert bbox["AP"] == pytest.approx(np.mean([bbox[f"AP-{c}"] for c in CLASSES]))
+
+
+def test_blocks_of_images_change_no_score(register, monkeypatch):
+    records = random_records(np.random.default_rng(3), images=12)
+    outputs = noisy_outputs(np.random.default_rng(4), records)
+    scores = []
+    for block in (500, 5, 1):
+        monkeypatch.setattr(coco_evaluation, "BLOCK", block)
+        evaluator = CocoEvaluator(register(f"blocks_of_{block}", records))
+        evaluator.process(records, outputs)
+        scores.append(evaluator.evaluate()["bbox"])
+    assert str(scores[0]) == str(scores[1]) == str(scores[2]) and scores[0]["AP"] > 5
 
 
 def test_box_mode_of_the_data_set_does_not_matter(register):

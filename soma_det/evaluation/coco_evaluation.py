@@ -5,7 +5,7 @@ import gc
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -19,7 +19,8 @@ from faster_coco_eval import COCO, COCOeval_faster
 from soma_det.evaluation.detections import DETECTIONS_FILE, Detections, GroundTruth, load_ground_truth, save_detections
 
 MAX_DETECTIONS = 100  # per image and class, by COCO's rules
-CLASS_AXIS = {"precision": 2, "recall": 1}  # of what COCO's evaluation accumulates
+BLOCK = 500  # images whose boxes are dicts at a time
+CLASS_AXIS = {"precision": 2, "recall": 1}  # of what COCO's evaluation accumulates; areas are the axis after it
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,10 @@ class CocoEvaluator(COCOEvaluator):
         """Forget all detections."""
         self._gathered: tuple[GroundTruth, Detections] | None = None
         self._image_ids: list[Hashable] = []
-        self._tables: list[np.ndarray] = []  # per image (n, 6) float32: x0, y0, x1, y1, score, class
+        self._counts: list[int] = []  # detections of each image
+        # x0, y0, x1, y1, score and class of each, float32. Not an array for each image: small pieces that stay keep
+        # the memory around them from being used again, 36 KiB for an image.
+        self._rows = bytearray()
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Take in the detections of a batch; boxes in pixels of the original image.
@@ -63,7 +67,8 @@ class CocoEvaluator(COCOEvaluator):
                 )
             columns = (instances.pred_boxes.tensor.numpy(), instances.scores.numpy()[:, None], classes[:, None])
             self._image_ids.append(record["image_id"])
-            self._tables.append(np.concatenate(columns, axis=1).astype(np.float32))
+            self._counts.append(len(instances))
+            self._rows += np.concatenate(columns, axis=1).astype(np.float32).tobytes()
 
     def evaluate(self) -> OrderedDict:
         """Bring the detections of all ranks together, save and score them; all ranks must call it.
@@ -77,7 +82,7 @@ class CocoEvaluator(COCOEvaluator):
             ValueError: a detection is on an image that is not in the split.
         """
         comm.synchronize()
-        ranks = comm.gather((self._image_ids, [len(t) for t in self._tables], _stack(self._tables)), dst=0)
+        ranks = comm.gather((self._image_ids, self._counts, self._rows), dst=0)
         if not comm.is_main_process():
             return OrderedDict()
         self._gathered = truth, detections = self._collect(ranks)
@@ -94,10 +99,11 @@ class CocoEvaluator(COCOEvaluator):
         return self._gathered
 
     def _collect(self, ranks: list[tuple]) -> tuple[GroundTruth, Detections]:
-        ids, counts, tables = zip(*ranks)
+        ids, counts, rows = zip(*ranks)
         image_ids = list(chain(*ids))
         image = np.repeat(np.arange(len(image_ids)), list(chain(*counts)))
-        corners, score, category = np.split(_stack(tables).astype(float), [4, 5], axis=1)
+        table = np.frombuffer(b"".join(rows), dtype=np.float32).reshape(-1, 6)
+        corners, score, category = np.split(table.astype(float), [4, 5], axis=1)
         detections = Detections(image, category[:, 0].astype(np.int64), corners, score[:, 0])
         if self._file:  # before anything that can fail, because inference took long
             save_detections(self._file, detections, image_ids, self.dataset_name)
@@ -126,35 +132,51 @@ class CocoEvaluator(COCOEvaluator):
 def evaluate_coco(truth: GroundTruth, detections: Detections) -> COCOeval_faster:
     """Match and summarize by COCO's rules.
 
-    Classes are evaluated one by one, which needs memory for one only. The numbers are the same as of all at once,
-    because COCO's matching and its limit of detections per image are per class.
+    Classes and areas are evaluated one by one, and images in blocks: COCO's code wants a dict for each box and keeps
+    ten matches of each detection. The numbers are the same as of all at once, because its matching and its limit of
+    detections are per image, class and area.
 
     Returns:
         an evaluation with ``stats``, as pycocotools has them, and ``eval["precision"]``, (10, 101, classes, 4, 1): IoU
         thresholds, recalls, classes, areas (all, small, medium, large); 0 to 1, -1 where there is no ground truth.
     """
-    images = [{"id": i} for i in range(1, len(truth.image_ids) + 1)]
     with _garbage_collection_paused():
-        parts = [_evaluate_class(truth, detections, c, images) for c in range(len(truth.classes))]
+        parts = [_evaluate_class(truth, detections, category) for category in range(len(truth.classes))]
     whole = _evaluation()
     whole.eval = {name: np.concatenate([part[name] for part in parts], axis) for name, axis in CLASS_AXIS.items()}
     whole.summarize()
     return whole
 
 
-def _evaluate_class(truth: GroundTruth, detections: Detections, category: int, images: list[dict]) -> dict:
-    rows, found = truth.category == category, detections.select(detections.category == category)
-    annotations = _coco_annotations(truth.image[rows], truth.xyxy[rows], iscrowd=truth.ignored[rows].astype(int))
-    results = _coco_annotations(found.image, found.xyxy, score=found.score)
-    evaluation = _evaluation(_coco_index(images, annotations), _coco_index(images, results))
-    evaluation.evaluate()
-    evaluation.accumulate()
-    return {name: np.asarray(evaluation.eval[name]) for name in CLASS_AXIS}
+def _evaluate_class(truth: GroundTruth, detections: Detections, category: int) -> dict:
+    known = _Boxes(truth.image, truth.xyxy, iscrowd=truth.ignored.astype(int)).rows(truth.category == category)
+    found = _Boxes(detections.image, detections.xyxy, score=detections.score).rows(detections.category == category)
+    areas = range(len(_evaluation().params.areaRng))
+    parts = [_evaluate_area(known, found, area, len(truth.image_ids)) for area in areas]
+    return {name: np.concatenate([part[name] for part in parts], axis + 1) for name, axis in CLASS_AXIS.items()}
 
 
-def _evaluation(truth: COCO | None = None, detections: COCO | None = None) -> COCOeval_faster:
-    evaluation = COCOeval_faster(truth, detections, "bbox", print_function=logger.debug)
-    evaluation.params.maxDets = [MAX_DETECTIONS]
+def _evaluate_area(known: "_Boxes", found: "_Boxes", area: int, images: int) -> dict:
+    matches = []
+    for start in range(0, images, BLOCK):
+        block = range(start, min(start + BLOCK, images))
+        part = _evaluation(known.index(block), found.index(block), area)
+        part.evaluate()
+        matches += part._evalImgs_cpp  # one for each image, in their order
+    whole = _evaluation(area=area)
+    whole.params.imgIds, whole.params.catIds = list(range(1, images + 1)), [1]
+    whole._paramsEval, whole._evalImgs_cpp = whole.params, matches
+    whole.accumulate()
+    return {name: np.asarray(whole.eval[name]) for name in CLASS_AXIS}
+
+
+def _evaluation(truth: COCO | None = None, detections: COCO | None = None, area: int | None = None) -> COCOeval_faster:
+    """Of one class; of one area or of all."""
+    evaluation = COCOeval_faster(truth, detections, "bbox", print_function=logger.debug, separate_eval=True)
+    params = evaluation.params
+    params.maxDets = [MAX_DETECTIONS]
+    if area is not None:
+        params.areaRng, params.areaRngLbl = [params.areaRng[area]], [params.areaRngLbl[area]]
     return evaluation
 
 
@@ -170,18 +192,30 @@ def _garbage_collection_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _coco_annotations(image: np.ndarray, xyxy: np.ndarray, **extra: np.ndarray) -> list[dict]:
-    """Boxes as COCO annotations; ids start at 1, because COCO's matching reads 0 as "no match"."""
-    size = xyxy[:, 2:] - xyxy[:, :2]
-    columns = {
-        "id": np.arange(1, len(image) + 1),
-        "image_id": image + 1,
-        "bbox": np.concatenate([xyxy[:, :2], size], axis=1),
-        "area": np.prod(size, axis=1),
-        **extra,
-    }
-    rows = zip(*(column.tolist() for column in columns.values()))
-    return [{"category_id": 1, "iscrowd": 0, **dict(zip(columns, row))} for row in rows]
+class _Boxes:
+    """Boxes of one class, (N,) images and (N, 4) corners, sorted by image; ``extra`` are further columns (N,)."""
+
+    def __init__(self, image: np.ndarray, xyxy: np.ndarray, **extra: np.ndarray):
+        size = xyxy[:, 2:] - xyxy[:, :2]
+        bbox, area = np.concatenate([xyxy[:, :2], size], axis=1), np.prod(size, axis=1)
+        self.columns = {"image_id": image + 1, "bbox": bbox, "area": area, **extra}
+
+    def rows(self, chosen: np.ndarray) -> "_Boxes":
+        """Some of them, by a mask."""
+        order = np.flatnonzero(chosen)
+        order = order[np.argsort(self.columns["image_id"][order], kind="stable")]
+        boxes = _Boxes.__new__(_Boxes)
+        boxes.columns = {name: column[order] for name, column in self.columns.items()}
+        return boxes
+
+    def index(self, images: range) -> COCO:
+        """Those of some images, as COCO's code wants them; ids start at 1, since its matching reads 0 as "no match"."""
+        ids = self.columns["image_id"]
+        part = slice(*np.searchsorted(ids, [images.start + 1, images.stop + 1]))
+        columns = {name: column[part].tolist() for name, column in self.columns.items()}
+        columns["id"] = list(range(1, len(columns["area"]) + 1))
+        annotations = [{"category_id": 1, "iscrowd": 0, **dict(zip(columns, row))} for row in zip(*columns.values())]
+        return _coco_index([{"id": i + 1} for i in images], annotations)
 
 
 def _coco_index(images: list[dict], annotations: list[dict]) -> COCO:
@@ -189,7 +223,3 @@ def _coco_index(images: list[dict], annotations: list[dict]) -> COCO:
     index.dataset = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "object"}]}
     index.createIndex()
     return index
-
-
-def _stack(tables: Iterable[np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.zeros((0, 6), dtype=np.float32), *tables])
