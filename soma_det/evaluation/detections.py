@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,10 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from soma_det.utils.files import write_text
+from soma_det.utils.files import atomic_path
 
 DETECTIONS_FILE = "coco_instances_results.json"  # COCOEvaluator's name for it
+BLOCK = 10_000  # detections that are text at a time
 
 logger = logging.getLogger(__name__)
 
@@ -110,15 +111,26 @@ def save_detections(
         image_ids: what ``detections.image`` counts.
     """
     category_ids = {number: category_id for category_id, number in _category_numbers(dataset_name).items()}
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write("[")
+        for start in range(0, len(detections), BLOCK):
+            part = detections.select(np.arange(start, min(start + BLOCK, len(detections))))
+            lines = _coco_lines(part, image_ids, category_ids)
+            file.write((",\n" if start else "\n") + ",\n".join(lines))
+        file.write("\n]\n" if len(detections) else "]\n")
+    logger.info(f"Saved {len(detections)} detections to {path}.")
+
+
+def _coco_lines(
+    detections: Detections, image_ids: Sequence[Hashable], category_ids: Mapping[int, int]
+) -> Iterator[str]:
     # Differences of float32 corners in float64 are not rounded, so reading gives back the corners.
     xywh = np.concatenate([detections.xyxy[:, :2], detections.xyxy[:, 2:] - detections.xyxy[:, :2]], axis=1)
     rows = zip(detections.image.tolist(), detections.category.tolist(), xywh.tolist(), detections.score.tolist())
-    lines = (
-        json.dumps({"image_id": image_ids[image], "category_id": category_ids[category], "bbox": box, "score": score})
-        for image, category, box, score in rows
-    )
-    write_text(path, "[\n" + ",\n".join(lines) + "\n]\n" if len(detections) else "[]\n")
-    logger.info(f"Saved {len(detections)} detections to {path}.")
+    for image, category, box, score in rows:
+        yield json.dumps(
+            {"image_id": image_ids[image], "category_id": category_ids[category], "bbox": box, "score": score}
+        )
 
 
 def load_detections(path: str | os.PathLike, dataset_name: str) -> Detections:
