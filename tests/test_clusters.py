@@ -1,6 +1,7 @@
 """Several machines, as process groups or network namespaces on this one: torchrun, Detectron2's launcher, SLURM's
 script and submitit."""
 
+import json
 import os
 import re
 import shutil
@@ -126,6 +127,39 @@ def test_a_process_that_dies_ends_those_of_the_other_machine_within_a_minute(dat
     workers(machines[1])[0].kill()
     assert all(end_of(machines, 60, tmp_path))
     assert not any(process.is_running() for process in left)
+
+
+@pytest.mark.slow
+def test_a_launcher_that_may_restart_ends_with_the_bits_of_a_run_whose_process_did_not_die(data, tmp_path, start):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    changes = dict(SOLVER__MAX_ITER=40, SOLVER__STEPS=[30], SOLVER__CHECKPOINT_PERIOD=2)
+    outputs = tmp_path / "whole", tmp_path / "restarted"
+    whole = start([*command, TOOL, *words(data, outputs[0], **changes)], "whole")
+    assert end_of([whole], 300, tmp_path) == [0]
+    machine = start([*command, "--max-restarts", "1", TOOL, *words(data, outputs[1], "--resume", **changes)])
+    wait_for("model_0000003.pth", outputs[1])
+    next(worker for worker in workers(machine) if TOOL in worker.cmdline()).kill()
+    assert end_of([machine], 300, tmp_path) == [0]
+    first, second = (torch.load(output / "model_final.pth", weights_only=True)["model"] for output in outputs)
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    log = (outputs[1] / "log.txt").read_text()
+    assert "Loading scheduler from state_dict" in log and "World size: 2" in log
+
+
+@pytest.mark.slow
+def test_processes_share_an_evaluation_and_get_the_scores_of_one_also_with_fewer_images_than_processes(
+    data, tmp_path, start
+):
+    changes = dict(SOLVER__MAX_ITER=2, SOLVER__STEPS=[1])
+    assert end_of([start([sys.executable, TOOL, *words(data, tmp_path / "run", **changes)])], 200, tmp_path) == [0]
+    results = []
+    for processes in (1, 2, 4):  # each split has 3 images
+        output = tmp_path / f"of_{processes}"
+        flags = words(data, output, "--eval-only", MODEL__WEIGHTS=tmp_path / "run" / "model_final.pth")
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        assert end_of([start([*command, TOOL, *flags])], 300, tmp_path) == [0]
+        results.append(json.loads((output / "results.json").read_text())["results"])
+    assert results[0] == results[1] == results[2]
 
 
 @pytest.mark.slow
