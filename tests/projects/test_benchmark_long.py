@@ -1,5 +1,6 @@
 """The benchmarks of memory find growth where there is some, and say what they measure."""
 
+import gc
 import json
 import re
 
@@ -37,12 +38,13 @@ def test_one_outlier_moves_no_slope():
 
 
 def test_memory_that_is_taken_is_measured_and_its_peak_stays(tmp_path):
+    gc.collect()
     before = benchmarks.memory.allocated_mib()
-    taken = np.ones(64 * 2**20 // 8)
-    assert benchmarks.memory.allocated_mib() - before == pytest.approx(64, abs=8)
+    taken = np.ones(256 * 2**20 // 8)  # other memory may be given back meanwhile
+    assert benchmarks.memory.allocated_mib() - before == pytest.approx(256, abs=40)
     peak = benchmarks.memory.peak_mib()
     del taken
-    assert before + 64 - 8 < peak == pytest.approx(benchmarks.memory.peak_mib(), abs=8)
+    assert before + 256 - 40 < peak == pytest.approx(benchmarks.memory.peak_mib(), abs=8)
 
 
 def test_a_process_that_has_ended_holds_nothing():
