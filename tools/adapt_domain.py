@@ -54,5 +54,11 @@ def parse_args(argv=None):
     return parse_command("adapt_domain.py", DESCRIPTION, EXAMPLES, "configs/uda/self_training.yaml", argv)
 
 
+def check_start(cfg):
+    """Raise a FileNotFoundError where the detector to start from is not there."""
+    if cfg.MODEL.WEIGHTS and not os.path.isfile(cfg.MODEL.WEIGHTS):
+        raise FileNotFoundError(f"There is no MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}: train it first, see --help.")
+
+
 if __name__ == "__main__":
-    start(parse_args(), UdaTrainer, (check_uda, register_targets))
+    start(parse_args(), UdaTrainer, (check_uda, check_start, register_targets))

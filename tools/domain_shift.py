@@ -50,7 +50,7 @@ Every test split of the config against its source, beside the loss in AP of a ru
 Another ViT, and training images of the source as one more row: other images, the same weather:
     python tools/domain_shift.py --config-file configs/day_night.yaml --output output/shift_night \\
         --splits day_night_day_test day_night_day_train day_night_night_train \\
-        MODEL.VIT.NAME vit_small_patch14_dinov2.lvd142m MODEL.VIT.WEIGHTS timm
+        --opts MODEL.VIT.NAME vit_small_patch14_dinov2.lvd142m MODEL.VIT.WEIGHTS timm
 
 The same command again computes features only where images, boxes or the ViT have changed.
 """
@@ -93,24 +93,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--resamples", type=int, default=200, metavar="N", help="for the intervals (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of subsets and resamples (%(default)s)")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
-    args = parser.parse_args(_end_lists(argv if argv is not None else sys.argv[1:]))
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides")
+    args = parser.parse_args(argv)
     args.output = Path(args.output)
     if args.least < 2 or args.resamples < 2 or not all(0 < peak < 1 for peak in args.peaks):
         parser.error("--least and --resamples are at least 2, and --peaks between 0 and 1")
     return args
 
 
-def _end_lists(argv: Sequence[str]) -> list[str]:
-    """The words with "--" before the first KEY of a config, or a list of values before it would take it in."""
-    words = list(argv)
-    first = next((i for i, word in enumerate(words) if "." in word and word.replace(".", "_").isupper()), len(words))
-    return words if first == len(words) else [*words[:first], "--", *words[first:]]
-
-
 def main(args: argparse.Namespace) -> str:
     """Measure, write the files, and return the tables as text."""
-    cfg = setup_cfg(args.config_file, [word for word in args.opts if word != "--"])
+    cfg = setup_cfg(args.config_file, args.opts)
     register_from_config(cfg)
     splits = list(dict.fromkeys(args.splits or cfg.DATASETS.TEST))
     source = args.source or cfg.DATASETS.SOURCE_TEST

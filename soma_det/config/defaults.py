@@ -107,9 +107,8 @@ def _add_solver(cfg: CN) -> None:
 
     cfg.SOLVER.WEIGHT_DECAY_ANNEALING = CN({"ENABLED": True, "FINAL": 1e-5})  # weight decay of the last iteration
     cfg.SOLVER.AMP.DTYPE = "float16"  # or "bfloat16", which CPUs have too; with SOLVER.AMP.ENABLED, TEST.AMP.ENABLED
-    cfg.SOLVER.AMP.CPU = (
-        "auto"  # bfloat16 where the CPU has AMX or AVX512-BF16, also without SOLVER.AMP.ENABLED; or "off"
-    )
+    # "auto": bfloat16 where the CPU has AMX or AVX512-BF16, also without SOLVER.AMP.ENABLED; or "off".
+    cfg.SOLVER.AMP.CPU = "auto"
 
     # The average of the trained weights over iterations in place of the last ones: "ema", "swa" or "none". DECAY is of
     # "ema"; START, a share of the iterations, is where averaging starts.

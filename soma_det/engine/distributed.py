@@ -34,6 +34,7 @@ def _store_of_this_start() -> dict[str, Any]:
     shared = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if not shared or environment["WORLD_SIZE"] != environment["LOCAL_WORLD_SIZE"]:
         return {}
-    store = dist.TCPStore(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), is_master=False)
+    address = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+    store = dist.TCPStore(*address, is_master=False, timeout=DEFAULT_TIMEOUT)
     prefixed = dist.PrefixStore(f"start_{environment.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     return {"store": prefixed, "rank": int(environment["RANK"]), "world_size": int(environment["WORLD_SIZE"])}

@@ -20,6 +20,7 @@ from soma_det.evaluation.detections import DETECTIONS_FILE, Detections, GroundTr
 
 MAX_DETECTIONS = 100  # per image and class, by COCO's rules
 BLOCK = 500  # images whose boxes are dicts at a time
+Columns = dict[str, np.ndarray]
 CLASS_AXIS = {"precision": 2, "recall": 1}  # of what COCO's evaluation accumulates; areas are the axis after it
 
 logger = logging.getLogger(__name__)
@@ -149,18 +150,18 @@ def evaluate_coco(truth: GroundTruth, detections: Detections) -> COCOeval_faster
 
 
 def _evaluate_class(truth: GroundTruth, detections: Detections, category: int) -> dict:
-    known = _Boxes(truth.image, truth.xyxy, iscrowd=truth.ignored.astype(int)).rows(truth.category == category)
-    found = _Boxes(detections.image, detections.xyxy, score=detections.score).rows(detections.category == category)
+    known = _columns(truth.category == category, truth.image, truth.xyxy, iscrowd=truth.ignored.astype(int))
+    found = _columns(detections.category == category, detections.image, detections.xyxy, score=detections.score)
     areas = range(len(_evaluation().params.areaRng))
     parts = [_evaluate_area(known, found, area, len(truth.image_ids)) for area in areas]
     return {name: np.concatenate([part[name] for part in parts], axis + 1) for name, axis in CLASS_AXIS.items()}
 
 
-def _evaluate_area(known: "_Boxes", found: "_Boxes", area: int, images: int) -> dict:
+def _evaluate_area(known: Columns, found: Columns, area: int, images: int) -> dict:
     matches = []
     for start in range(0, images, BLOCK):
         block = range(start, min(start + BLOCK, images))
-        part = _evaluation(known.index(block), found.index(block), area)
+        part = _evaluation(_coco_index(known, block), _coco_index(found, block), area)
         part.evaluate()
         matches += part._evalImgs_cpp  # one for each image, in their order
     whole = _evaluation(area=area)
@@ -192,34 +193,24 @@ def _garbage_collection_paused() -> Iterator[None]:
             gc.enable()
 
 
-class _Boxes:
-    """Boxes of one class, (N,) images and (N, 4) corners, sorted by image; ``extra`` are further columns (N,)."""
-
-    def __init__(self, image: np.ndarray, xyxy: np.ndarray, **extra: np.ndarray):
-        size = xyxy[:, 2:] - xyxy[:, :2]
-        bbox, area = np.concatenate([xyxy[:, :2], size], axis=1), np.prod(size, axis=1)
-        self.columns = {"image_id": image + 1, "bbox": bbox, "area": area, **extra}
-
-    def rows(self, chosen: np.ndarray) -> "_Boxes":
-        """Some of them, by a mask."""
-        order = np.flatnonzero(chosen)
-        order = order[np.argsort(self.columns["image_id"][order], kind="stable")]
-        boxes = _Boxes.__new__(_Boxes)
-        boxes.columns = {name: column[order] for name, column in self.columns.items()}
-        return boxes
-
-    def index(self, images: range) -> COCO:
-        """Those of some images, as COCO's code wants them; ids start at 1, since its matching reads 0 as "no match"."""
-        ids = self.columns["image_id"]
-        part = slice(*np.searchsorted(ids, [images.start + 1, images.stop + 1]))
-        columns = {name: column[part].tolist() for name, column in self.columns.items()}
-        columns["id"] = list(range(1, len(columns["area"]) + 1))
-        annotations = [{"category_id": 1, "iscrowd": 0, **dict(zip(columns, row))} for row in zip(*columns.values())]
-        return _coco_index([{"id": i + 1} for i in images], annotations)
+def _columns(chosen: np.ndarray, image: np.ndarray, xyxy: np.ndarray, **extra: np.ndarray) -> Columns:
+    """Some boxes, by a mask, as columns of COCO's annotations, sorted by image; ``extra`` are further columns."""
+    rows = np.flatnonzero(chosen)
+    rows = rows[np.argsort(image[rows], kind="stable")]
+    corners, size = xyxy[rows, :2], xyxy[rows, 2:] - xyxy[rows, :2]
+    bbox = np.concatenate([corners, size], axis=1)
+    further = {name: column[rows] for name, column in extra.items()}
+    return {"image_id": image[rows] + 1, "bbox": bbox, "area": np.prod(size, axis=1), **further}
 
 
-def _coco_index(images: list[dict], annotations: list[dict]) -> COCO:
+def _coco_index(columns: Columns, images: range) -> COCO:
+    """The boxes of some images as COCO's code wants them; ids start at 1, since its matching reads 0 as "no match"."""
+    part = slice(*np.searchsorted(columns["image_id"], [images.start + 1, images.stop + 1]))
+    lists = {name: column[part].tolist() for name, column in columns.items()}
+    lists["id"] = list(range(1, len(lists["area"]) + 1))
+    annotations = [{"category_id": 1, "iscrowd": 0, **dict(zip(lists, row))} for row in zip(*lists.values())]
     index = COCO()
-    index.dataset = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "object"}]}
+    categories = [{"id": 1, "name": "object"}]
+    index.dataset = {"images": [{"id": i + 1} for i in images], "annotations": annotations, "categories": categories}
     index.createIndex()
     return index

@@ -4,6 +4,8 @@ Sources: Liu et al., Unbiased Teacher, arXiv 2102.09480 (gray, blur, erasing); H
 (masked squares).
 """
 
+from collections.abc import Mapping
+
 import cv2
 import numpy as np
 from detectron2.config import CfgNode
@@ -16,16 +18,10 @@ LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # of R, G and B
 
 
 class Recolor(T.Augmentation):
-    """Applies a change of gray levels to a share of the images; subclasses draw it in ``draw``."""
-
-    def __init__(self, probability: float):
-        super().__init__()
-        self.probability = probability
+    """A change of gray levels; subclasses draw it."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """The change of this image, or none."""
-        if np.random.random() >= self.probability:
-            return T.NoOpTransform()
+        """The change of this image."""
         return T.ColorTransform(self.draw(*image.shape[:2]))
 
     def draw(self, height: int, width: int):
@@ -72,7 +68,7 @@ class MaskSquares(Recolor):
     """Every square of a grid becomes gray with the probability ``share``."""
 
     def __init__(self, share: float, size: int):
-        super().__init__(1.0 if share else 0.0)
+        super().__init__()
         self.share, self.size = share, size
 
     def draw(self, height: int, width: int):
@@ -86,11 +82,16 @@ class MaskSquares(Recolor):
 def strong_source(cfg: CfgNode) -> list[T.Augmentation]:
     """What source images get after the recipe's augmentation, which has changed their colors already."""
     strong = cfg.UDA.STRONG
-    return [Gray(strong.GRAY), Blur(strong.BLUR), Erase(strong.ERASE)]
+    return _in_shares({Gray: strong.GRAY, Blur: strong.BLUR, Erase: strong.ERASE})
 
 
 def strong_target(cfg: CfgNode) -> list[T.Augmentation]:
     """What makes the strong view of a target image from its weak one, which is cut, flipped and padded."""
     strong = cfg.UDA.STRONG
     colors = [PhotometricDistortion()] if cfg.INPUT.AUGMENTATION.PHOTOMETRIC else []
-    return [*colors, Gray(strong.GRAY), Blur(strong.BLUR), MaskSquares(strong.MASK, strong.MASK_BLOCK)]
+    changes = _in_shares({Gray: strong.GRAY, Blur: strong.BLUR})
+    return [*colors, *changes, MaskSquares(strong.MASK, strong.MASK_BLOCK)]
+
+
+def _in_shares(shares: Mapping[type[Recolor], float]) -> list[T.Augmentation]:
+    return [T.RandomApply(change(), share) for change, share in shares.items()]

@@ -12,10 +12,10 @@ from detectron2.data import transforms as T
 
 from soma_det.data.build import TrainLoader, build_train_loader
 from soma_det.data.dataset_mapper import WeatherMapper
+from soma_det.detector import images_in
 from soma_det.uda.augmentation import strong_source, strong_target
 from soma_det.uda.config import trains_on_target
 
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 KEPT = ("file_name", "image_id", "height", "width")  # of a target's record
 Label = Callable[[list[dict]], None]
 
@@ -89,7 +89,8 @@ def register_targets(cfg: CfgNode) -> None:
     """Register those of UDA.TARGET that are folders of images; the others have to be registered.
 
     Raises:
-        ValueError: an entry is neither a data set nor a folder with images.
+        ValueError: an entry is neither a data set nor a folder.
+        FileNotFoundError: there is no image in a folder.
     """
     for name in cfg.UDA.TARGET:
         if name in DatasetCatalog.list():
@@ -97,7 +98,7 @@ def register_targets(cfg: CfgNode) -> None:
         if not os.path.isdir(name):
             known = [entry for entry in DatasetCatalog.list() if entry.startswith(cfg.DATASETS.WEATHER.PREFIX)]
             raise ValueError(f"UDA.TARGET has {name!r}, which is neither a folder nor a data set; known are {known}.")
-        records = _folder_records(Path(name))
+        records = [{"file_name": str(path), "image_id": path.name} for path in images_in(Path(name))]
         DatasetCatalog.register(name, lambda records=records: records)
         MetadataCatalog.get(name).set(thing_classes=list(cfg.DATASETS.WEATHER.CLASSES), domain=Path(name).name)
 
@@ -140,10 +141,3 @@ def target_records(name: str, domain: int, annotations: Mapping | None = None) -
         raise ValueError(f"UDA.TARGET has {name!r}, which has no images.")
     own = [{} if annotations is None else {"annotations": annotations[r["image_id"]]} for r in records]
     return [{**record, **labels, "domain": domain} for record, labels in zip(records, own)]
-
-
-def _folder_records(folder: Path) -> list[dict]:
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES)
-    if not files:
-        raise ValueError(f"UDA.TARGET has the folder {folder}, in which there are no images ({', '.join(IMAGES)}).")
-    return [{"file_name": str(path), "image_id": str(path.relative_to(folder))} for path in files]

@@ -10,11 +10,12 @@ from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from detectron2.structures import Boxes, ImageList, Instances
-from torch import Tensor, nn
+from torch import nn
 
 from soma_det.adapters import is_mergeable, merge
 from soma_det.data.transforms.augmentation import build_test_augmentation
 from soma_det.engine import load_model
+from soma_det.uda.distillation import region_outputs
 
 CONFIDENT = 0.5  # confidence of a detection that counts as a box of the image
 
@@ -59,7 +60,7 @@ class BoxScorer:
         """(H, W, 3) uint8 in the order of INPUT.FORMAT -> the boxes that the detector finds, with all probabilities."""
         transform, images, features = self._features(image)
         proposals, _ = self.model.proposal_generator(images, features, None)
-        outputs = self._predict(features, proposals[0].proposal_boxes)
+        outputs = region_outputs(self.heads, features, [proposals[0].proposal_boxes])
         probabilities = self.heads.box_predictor.predict_probs(outputs, proposals)[0]
         (found,), (kept,) = self.heads.box_predictor.inference(outputs, proposals)
         kept = kept.unique()
@@ -79,7 +80,7 @@ class BoxScorer:
         given = Instances(images.image_sizes[0])
         tensor = torch.as_tensor(transform.apply_box(boxes).reshape(-1, 4), dtype=torch.float32)
         given.proposal_boxes = Boxes(tensor.to(self.model.device))
-        outputs = self._predict(features, given.proposal_boxes)
+        outputs = region_outputs(self.heads, features, [given.proposal_boxes])
         return self.heads.box_predictor.predict_probs(outputs, [given])[0].cpu().numpy()
 
     def _features(self, image: np.ndarray) -> tuple:
@@ -88,10 +89,6 @@ class BoxScorer:
         pixels = torch.as_tensor(np.ascontiguousarray(transform.apply_image(image).transpose(2, 0, 1)))
         images: ImageList = self.model.preprocess_image([{"image": pixels}])
         return transform, images, self.model.backbone(images.tensor)
-
-    def _predict(self, features: dict[str, Tensor], boxes: Boxes) -> tuple[Tensor, Tensor]:
-        maps = [features[name] for name in self.heads.box_in_features]
-        return self.heads.box_predictor(self.heads.box_head(self.heads.box_pooler(maps, [boxes])))
 
 
 def check_faster_rcnn(model: nn.Module) -> None:
