@@ -82,11 +82,11 @@ class CocoEvaluator(COCOEvaluator):
         Raises:
             ValueError: a detection is on an image that is not in the split.
         """
-        comm.synchronize()
-        ranks = comm.gather((self._image_ids, self._counts, self._rows), dst=0)
-        if not comm.is_main_process():
+        gathered = self.gather()
+        if gathered is None:
             return OrderedDict()
-        self._gathered = truth, detections = self._collect(ranks)
+        truth = load_ground_truth(self.dataset_name)
+        self._gathered = truth, detections = truth, self._locate(*gathered, truth)
         bbox = self._derive_coco_results(evaluate_coco(truth, detections), "bbox", truth.classes)
         if len(truth.classes) == 1:  # Detectron2 leaves it out as it equals the mean
             bbox[f"AP-{truth.classes[0]}"] = bbox["AP"]
@@ -99,7 +99,12 @@ class CocoEvaluator(COCOEvaluator):
             raise RuntimeError("The detections are not gathered: call evaluate() of their CocoEvaluator before.")
         return self._gathered
 
-    def _collect(self, ranks: list[tuple]) -> tuple[GroundTruth, Detections]:
+    def gather(self) -> tuple[Detections, list[Hashable]] | None:
+        """Bring the detections of all ranks together and save them; the images that they count. None on other ranks."""
+        comm.synchronize()
+        ranks = comm.gather((self._image_ids, self._counts, self._rows), dst=0)
+        if not comm.is_main_process():
+            return None
         ids, counts, rows = zip(*ranks)
         image_ids = list(chain(*ids))
         image = np.repeat(np.arange(len(image_ids)), list(chain(*counts)))
@@ -108,8 +113,7 @@ class CocoEvaluator(COCOEvaluator):
         detections = Detections(image, category[:, 0].astype(np.int64), corners, score[:, 0])
         if self._file:  # before anything that can fail, because inference took long
             save_detections(self._file, detections, image_ids, self.dataset_name)
-        truth = load_ground_truth(self.dataset_name)
-        return truth, self._locate(detections, image_ids, truth)
+        return detections, image_ids
 
     def _locate(self, detections: Detections, image_ids: Sequence[Hashable], truth: GroundTruth) -> Detections:
         """The detections with ``image`` as a position in the ground truth's images."""

@@ -1,7 +1,7 @@
 """Source and target images of a step. Of the target, two views that differ in gray levels alone, and no labels."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -104,12 +104,12 @@ def register_targets(cfg: CfgNode) -> None:
 
 
 def build_uda_train_loader(
-    cfg: CfgNode, annotations: Mapping[str, Mapping] | None = None
+    cfg: CfgNode, annotations: Mapping[str, Sequence[list[dict]]] | None = None
 ) -> TrainLoader | PairedLoader:
     """The stream of source images with strong augmentation and, where a training uses them, of target images.
 
     Args:
-        annotations: target data set -> image_id -> a frozen teacher's boxes as annotations in Detectron2's format.
+        annotations: target data set -> of each image, a frozen teacher's boxes as annotations in Detectron2's format.
     """
     source = build_train_loader(cfg, StrongMapper(cfg, is_train=True))
     if not trains_on_target(cfg):
@@ -129,15 +129,15 @@ def build_uda_train_loader(
     return PairedLoader(source, target)
 
 
-def target_records(name: str, domain: int, annotations: Mapping | None = None) -> list[dict]:
+def target_records(name: str, domain: int, annotations: Sequence[list[dict]] | None = None) -> list[dict]:
     """The images of a target data set, all of them, without what is labelled in them.
 
     Args:
         domain: its number, from 1; the source is 0.
-        annotations: image_id -> annotations to take instead.
+        annotations: of each image, to take instead.
     """
     records = [{key: record[key] for key in KEPT if key in record} for record in DatasetCatalog.get(name)]
     if not records:
         raise ValueError(f"UDA.TARGET has {name!r}, which has no images.")
-    own = [{} if annotations is None else {"annotations": annotations[r["image_id"]]} for r in records]
-    return [{**record, **labels, "domain": domain} for record, labels in zip(records, own)]
+    own = [{} for _ in records] if annotations is None else [{"annotations": boxes} for boxes in annotations]
+    return [{**record, **labels, "domain": domain} for record, labels in zip(records, own, strict=True)]

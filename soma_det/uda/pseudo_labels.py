@@ -1,101 +1,76 @@
-"""A frozen teacher's boxes, made once and kept on disk."""
+"""A frozen teacher's boxes, made once and kept on disk as detections."""
 
 import hashlib
-import json
 import logging
-from collections.abc import Mapping
+from collections import OrderedDict
 from pathlib import Path
 
-import torch
 from detectron2.config import CfgNode
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.data import DatasetCatalog
+from detectron2.evaluation import inference_on_dataset
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 
 from soma_det.data.build import build_test_loader
 from soma_det.engine import load_model
 from soma_det.engine.inference import prepared_for_inference
-from soma_det.utils.files import write_text
+from soma_det.evaluation.coco_evaluation import CocoEvaluator
+from soma_det.evaluation.detections import load_detections
 
 FOLDER = "pseudo_labels"  # in OUTPUT_DIR
 
 logger = logging.getLogger(__name__)
 
 
-class ConfidentBoxes(DatasetEvaluator):
-    """Collects the detections above a threshold, in pixels of the image file."""
+class ConfidentBoxes(CocoEvaluator):
+    """Writes the detections above a threshold to a file, and scores nothing."""
 
-    def __init__(self, threshold: float):
-        self.threshold = threshold
-        self.images: dict[str, list[list[float]]] = {}
-
-    def reset(self) -> None:
-        """Forget all."""
-        self.images = {}
+    def __init__(self, dataset_name: str, threshold: float, path: Path):
+        super().__init__(dataset_name)
+        self.threshold, self._file = threshold, path
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Take the boxes of some images."""
-        for entry, output in zip(inputs, outputs):
-            found = output["instances"].to("cpu")
-            found = found[found.scores > self.threshold]
-            rows = torch.cat([found.pred_boxes.tensor, found.pred_classes[:, None], found.scores[:, None]], 1)
-            self.images[str(entry["image_id"])] = rows.tolist()
+        """Take in the confident detections of a batch."""
+        found = [output["instances"] for output in outputs]
+        super().process(inputs, [{"instances": image[image.scores > self.threshold]} for image in found])
 
-    def evaluate(self) -> dict[str, list[list[float]]]:
-        """image_id as text -> [x0, y0, x1, y1, class, score]; of all processes, on the main one."""
-        return {key: rows for part in comm.gather(self.images) for key, rows in part.items()}
+    def evaluate(self) -> OrderedDict:
+        """Write the file; there are no scores."""
+        self.gather()
+        return OrderedDict()
 
 
-def make_pseudo_labels(cfg: CfgNode) -> dict[str, dict]:
+def make_pseudo_labels(cfg: CfgNode) -> dict[str, list[list[dict]]]:
     """Label the images of UDA.TARGET with the detector of MODEL.WEIGHTS, or read what it has labelled before.
 
-    The files are ``<OUTPUT_DIR>/pseudo_labels/<number>.json``, in the order of UDA.TARGET.
-
     Returns:
-        target data set -> image_id -> annotations in Detectron2's format, for
+        target data set -> the annotations of each of its images, in Detectron2's format, for
         :func:`~soma_det.uda.data.build_uda_train_loader`.
     """
-    paths = {name: Path(cfg.OUTPUT_DIR, FOLDER, f"{i}.json") for i, name in enumerate(cfg.UDA.TARGET)}
-    made = {name: _describe(cfg, name) for name in paths}
-    missing = [name for name, path in paths.items() if not _is_current(path, made[name])]
+    paths = {name: _path(cfg, name) for name in cfg.UDA.TARGET}
+    missing = [name for name, path in paths.items() if not path.is_file()]
     if any(comm.all_gather(bool(missing))):
         model = load_model(cfg)
         for name in missing:
-            evaluator = ConfidentBoxes(cfg.UDA.LABELS.THRESHOLD)
+            evaluator = ConfidentBoxes(name, cfg.UDA.LABELS.THRESHOLD, paths[name])
             with prepared_for_inference(model) as prepared:
-                images = inference_on_dataset(prepared, build_test_loader(cfg, name), evaluator)
-            if comm.is_main_process():
-                write_text(paths[name], json.dumps({**made[name], "images": images}) + "\n")
+                inference_on_dataset(prepared, build_test_loader(cfg, name), evaluator)
         comm.synchronize()
-    return {name: _read(path) for name, path in paths.items()}
+    return {name: _read(path, name) for name, path in paths.items()}
 
 
-def _describe(cfg: CfgNode, name: str) -> dict:
-    """What the labels depend on."""
-    digest = hashlib.sha256(Path(cfg.MODEL.WEIGHTS).read_bytes()).hexdigest()
-    return {"data set": name, "weights": digest, "threshold": cfg.UDA.LABELS.THRESHOLD}
+def _path(cfg: CfgNode, name: str) -> Path:
+    """A file of its own for each data set, detector and threshold."""
+    digest = hashlib.sha256(Path(cfg.MODEL.WEIGHTS).read_bytes())
+    digest.update(f"{name} {cfg.UDA.LABELS.THRESHOLD}".encode())
+    return Path(cfg.OUTPUT_DIR, FOLDER, f"{digest.hexdigest()[:16]}.json")
 
 
-def _is_current(path: Path, made: Mapping) -> bool:
-    if not path.is_file():
-        return False
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return {key: content.get(key) for key in made} == dict(made)
-
-
-def _read(path: Path) -> dict:
-    images = json.loads(path.read_text(encoding="utf-8"))["images"]
-    number = sum(map(len, images.values()))
-    logger.info("The frozen teacher labelled %d boxes in %d images: %s", number, len(images), path)
-    return _ByText({key: [_annotation(row) for row in rows] for key, rows in images.items()})
-
-
-def _annotation(row: list[float]) -> dict:
-    return {"bbox": row[:4], "bbox_mode": BoxMode.XYXY_ABS, "category_id": int(row[4]), "iscrowd": 0}
-
-
-class _ByText(dict):
-    """Image ids may be numbers, which are texts in json."""
-
-    def __getitem__(self, key: object) -> list[dict]:
-        return super().__getitem__(str(key))
+def _read(path: Path, name: str) -> list[list[dict]]:
+    found = load_detections(path, name)
+    annotations: list[list[dict]] = [[] for _ in DatasetCatalog.get(name)]
+    for image, category, box in zip(found.image.tolist(), found.category.tolist(), found.xyxy.tolist()):
+        label = {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": category, "iscrowd": 0}
+        annotations[image].append(label)
+    logger.info("The frozen teacher labelled %d boxes in %d images: %s", len(found), len(annotations), path)
+    return annotations
