@@ -1,8 +1,9 @@
 """Losses of detectors on a GPU that is not there: what depends on data gets a fixed answer, so shapes are known."""
 
+import numpy
 import pytest
 import torch
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from test_devices import DTYPES, autocast, detector_on_gpu, pytestmark  # noqa: F401
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -15,7 +16,9 @@ DETECTORS = {
     "cascade": [
         *SHORT, "MODEL.ROI_HEADS.NAME", "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True",
     ],
+    "mask": [*SHORT, "MODEL.MASK_ON", "True", "MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead"],
     "retinanet": ["MODEL.META_ARCHITECTURE", "AdaptedRetinaNet"],
+    "lw_detr": ["MODEL.META_ARCHITECTURE", "AdaptedLwDETR", "MODEL.DETR.DECODER_LAYERS", "2", "MODEL.DETR.NUM_QUERIES", "8"],
 }  # fmt: skip
 
 
@@ -47,10 +50,20 @@ def losses(model, mode, dtype):
     with mode, Answers(), EventStorage(), autocast(dtype):
         model.preprocess_image = lambda batch: ImageList(torch.empty(2, 3, 64, 64, device="cuda"), images)
         boxes, classes = torch.empty(3, 4, device="cuda"), torch.zeros(3, dtype=torch.int64, device="cuda")
-        batch = [{"instances": Instances(size, gt_boxes=Boxes(boxes), gt_classes=classes)} for size in images]
-        return model(batch)
+        masks = BitMasks(torch.zeros(3, 64, 64, dtype=torch.bool, device="cuda"))
+        fields = {"gt_boxes": Boxes(boxes), "gt_classes": classes, "gt_masks": masks}
+        return model([{"instances": Instances(size, **fields)} for size in images])
 
 
+@pytest.fixture
+def assignment(request, monkeypatch):
+    """LW-DETR's assignment, which scipy computes from numbers on the CPU: query i has box i."""
+    if "lw_detr" in request.node.name:
+        matcher = pytest.importorskip("transformers.loss.loss_lw_detr")
+        monkeypatch.setattr(matcher, "linear_sum_assignment", lambda costs: (numpy.arange(3), numpy.arange(3)))
+
+
+@pytest.mark.usefixtures("assignment")
 @pytest.mark.parametrize(
     ("detector", "dtype"),
     [
@@ -66,13 +79,17 @@ def test_the_losses_of_a_detector_leave_no_tensor_on_the_cpu(detector, dtype):
     assert all(loss.requires_grad for loss in found.values())
 
 
+@pytest.mark.usefixtures("assignment")
 @pytest.mark.parametrize(
-    "opts, part",
-    [(SHORT, "roi_heads.box_predictor.bbox_pred"), (DETECTORS["retinanet"], "head.bbox_pred")],
-    ids=["faster", "retinanet"],
+    "detector, part",
+    [
+        ("faster", "roi_heads.box_predictor.bbox_pred"),
+        ("retinanet", "head.bbox_pred"),
+        ("lw_detr", "head.class_embed"),
+    ],
 )
-def test_a_bias_left_on_the_cpu_is_found_in_the_losses(opts, part):
-    model, mode = detector_on_gpu(*opts)
+def test_a_bias_left_on_the_cpu_is_found_in_the_losses(detector, part):
+    model, mode = detector_on_gpu(*DETECTORS[detector])
     layer = model.train().get_submodule(part)
     with mode:
         layer.bias = torch.nn.Parameter(torch.empty(layer.bias.shape))
