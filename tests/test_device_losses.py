@@ -18,7 +18,9 @@ DETECTORS = {
     ],
     "mask": [*SHORT, "MODEL.MASK_ON", "True", "MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead"],
     "retinanet": ["MODEL.META_ARCHITECTURE", "AdaptedRetinaNet"],
-    "lw_detr": ["MODEL.META_ARCHITECTURE", "AdaptedLwDETR", "MODEL.DETR.DECODER_LAYERS", "2", "MODEL.DETR.NUM_QUERIES", "8"],
+    "lw_detr": [
+        "MODEL.META_ARCHITECTURE", "AdaptedLwDETR", "MODEL.DETR.DECODER_LAYERS", "2", "MODEL.DETR.NUM_QUERIES", "8",
+    ],
 }  # fmt: skip
 
 
