@@ -69,7 +69,7 @@ class Watch(HookBase):
             np.arange(1, samples + 1) * self.every,
             *(np.zeros(samples) for _ in range(2)),
         )
-        self.start = 0.0
+        self.start, self.work = 0.0, FixedWork()
 
     def before_train(self):
         self.start = time.perf_counter()
@@ -80,18 +80,23 @@ class Watch(HookBase):
             self.course.main[done // self.every - 1] = allocated_mib()
             self.course.workers[done // self.every - 1] = workers_mib()
         end = time.perf_counter()
-        fixed_work()
+        self.work()
         self.course.wall[done - 1], self.course.work[done - 1] = end - self.start, time.perf_counter() - end
         self.start = time.perf_counter()
 
 
-def fixed_work() -> None:
-    """Some 10 ms of what a training does: products, memory that is written once, and Python's own work."""
-    x = torch.full((256, 256), 0.01)
-    for _ in range(40):
-        x = torch.relu(x @ x)
-    torch.zeros(1_000_000).add_(1)
-    sum(len(str(number)) for number in range(40_000))
+class FixedWork:
+    """Some 10 ms of what a training does: products, writing to memory, and Python's own work. Takes no new memory."""
+
+    def __init__(self) -> None:
+        self.factor, self.product = torch.full((256, 256), 1 / 256), torch.empty(256, 256)
+        self.large = torch.zeros(10**6)
+
+    def __call__(self) -> None:
+        for _ in range(40):
+            torch.mm(self.factor, self.factor, out=self.product)
+        self.large.add_(1)
+        sum(len(str(number)) for number in range(40_000))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
