@@ -86,7 +86,7 @@ class Watch(HookBase):
 
 
 class FixedWork:
-    """Some 10 ms of what a training does: products, writing to memory, and Python's own work. Takes no new memory."""
+    """Some 16 ms of what a training does: products, writing to memory, and Python's own work. Takes no new memory."""
 
     def __init__(self) -> None:
         self.factor, self.product = torch.full((256, 256), 1 / 256), torch.empty(256, 256)
