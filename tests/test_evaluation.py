@@ -20,7 +20,7 @@ import soma_det  # noqa: F401
 from soma_det.evaluation import build_evaluator, coco_evaluation
 from soma_det.evaluation.coco_evaluation import CocoEvaluator
 from soma_det.evaluation.detections import Detections, load_detections, save_detections
-from soma_det.evaluation.voc_evaluation import VocEvaluator
+from soma_det.evaluation.voc_evaluation import VocEvaluator, voc_average_precision
 from soma_det.utils.files import atomic_path
 
 CLASSES = ["bus", "bike", "car"]
@@ -255,6 +255,29 @@ def test_reset_forgets_earlier_detections(register, tmp_path):
     evaluator.process(records, noisy_outputs(np.random.default_rng(5), records))
     evaluator.reset()
     assert evaluator.evaluate()["voc"]["AP50"] == 0
+
+
+def test_processing_after_scoring_without_a_reset_is_an_error(register):
+    name, record = register("weather_split", [{"image_id": 1}]), {"image_id": 1}
+    evaluator = build_evaluator(name)
+    evaluator.process([record], [{"instances": instances([[1, 2, 4, 8]], [0.5], [0])}])
+    evaluator.evaluate()
+    with pytest.raises(RuntimeError, match=r"call reset\(\)"):
+        evaluator.process([record], [{"instances": instances([[1, 2, 4, 8]], [0.5], [0])}])
+
+
+def test_gathered_detections_are_no_copy_and_give_the_scores_of_float64(register):
+    rng = np.random.default_rng(3)
+    records = random_records(rng)
+    evaluator = CocoEvaluator(register("weather_split", records))
+    evaluator.process(records, noisy_outputs(rng, records))
+    scores = evaluator.evaluate()["bbox"]
+    truth, detections = evaluator.gathered
+    assert np.shares_memory(detections.xyxy, np.frombuffer(evaluator._rows, dtype=np.float32))
+    wide = detections.select(np.arange(len(detections)))
+    assert wide.xyxy.dtype == wide.score.dtype == np.float64
+    assert 100 * coco_evaluation.evaluate_coco(truth, wide).stats[0] == scores["AP"]
+    assert voc_average_precision(truth, wide).tolist() == voc_average_precision(truth, detections).tolist()
 
 
 def test_images_that_were_not_processed_are_reported(register, logs):

@@ -6,7 +6,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from soma_det.evaluation.detections import DETECTIONS_FILE, Detections, GroundTr
 
 MAX_DETECTIONS = 100  # per image and class, by COCO's rules
 BLOCK = 500  # images whose boxes are dicts at a time
-Columns = dict[str, np.ndarray]
 CLASS_AXIS = {"precision": 2, "recall": 1}  # of what COCO's evaluation accumulates; areas are the axis after it
 
 logger = logging.getLogger(__name__)
@@ -56,8 +55,11 @@ class CocoEvaluator(COCOEvaluator):
         """Take in the detections of a batch; boxes in pixels of the original image.
 
         Raises:
+            RuntimeError: the detections so far were scored already, and :meth:`reset` was not called.
             ValueError: a predicted class is not one of the split's.
         """
+        if self._gathered is not None:
+            raise RuntimeError("The detections so far were scored already: call reset() before the next ones.")
         for record, output in zip(inputs, outputs):
             instances = output["instances"].to("cpu")
             classes = instances.pred_classes.numpy()
@@ -107,10 +109,10 @@ class CocoEvaluator(COCOEvaluator):
             return None
         ids, counts, rows = zip(*ranks)
         image_ids = list(chain(*ids))
-        image = np.repeat(np.arange(len(image_ids)), list(chain(*counts)))
-        table = np.frombuffer(b"".join(rows), dtype=np.float32).reshape(-1, 6)
-        corners, score, category = np.split(table.astype(float), [4, 5], axis=1)
-        detections = Detections(image, category[:, 0].astype(np.int64), corners, score[:, 0])
+        image = np.repeat(np.arange(len(image_ids), dtype=np.int32), list(chain(*counts)))
+        # A copy only where there are several ranks: what grows with the images stays at 32 bytes a detection.
+        table = np.frombuffer(rows[0] if len(rows) == 1 else b"".join(rows), dtype=np.float32).reshape(-1, 6)
+        detections = Detections(image, table[:, 5].astype(np.int32), table[:, :4], table[:, 4])
         if self._file:  # before anything that can fail, because inference took long
             save_detections(self._file, detections, image_ids, self.dataset_name)
         return detections, image_ids
@@ -131,7 +133,7 @@ class CocoEvaluator(COCOEvaluator):
             )
         if not len(detections):
             logger.warning(f"{self.dataset_name}: no detections at all, so every AP is 0.")
-        return replace(detections, image=np.array([position[i] for i in image_ids], dtype=np.int64)[detections.image])
+        return replace(detections, image=np.array([position[i] for i in image_ids], dtype=np.int32)[detections.image])
 
 
 def evaluate_coco(truth: GroundTruth, detections: Detections) -> COCOeval_faster:
@@ -154,14 +156,13 @@ def evaluate_coco(truth: GroundTruth, detections: Detections) -> COCOeval_faster
 
 
 def _evaluate_class(truth: GroundTruth, detections: Detections, category: int) -> dict:
-    known = _columns(truth.category == category, truth.image, truth.xyxy, iscrowd=truth.ignored.astype(int))
-    found = _columns(detections.category == category, detections.image, detections.xyxy, score=detections.score)
+    known, found = OfClass.choose(truth, category), OfClass.choose(detections, category)
     areas = range(len(_evaluation().params.areaRng))
     parts = [_evaluate_area(known, found, area, len(truth.image_ids)) for area in areas]
     return {name: np.concatenate([part[name] for part in parts], axis + 1) for name, axis in CLASS_AXIS.items()}
 
 
-def _evaluate_area(known: Columns, found: Columns, area: int, images: int) -> dict:
+def _evaluate_area(known: "OfClass", found: "OfClass", area: int, images: int) -> dict:
     matches = []
     for start in range(0, images, BLOCK):
         block = range(start, min(start + BLOCK, images))
@@ -197,22 +198,40 @@ def _garbage_collection_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _columns(chosen: np.ndarray, image: np.ndarray, xyxy: np.ndarray, **extra: np.ndarray) -> Columns:
-    """Some boxes, by a mask, as columns of COCO's annotations, sorted by image; ``extra`` are further columns."""
-    rows = np.flatnonzero(chosen)
-    rows = rows[np.argsort(image[rows], kind="stable")]
-    corners, size = xyxy[rows, :2], xyxy[rows, 2:] - xyxy[rows, :2]
-    bbox = np.concatenate([corners, size], axis=1)
-    further = {name: column[rows] for name, column in extra.items()}
-    return {"image_id": image[rows] + 1, "bbox": bbox, "area": np.prod(size, axis=1), **further}
+@dataclass(frozen=True)
+class OfClass:
+    """One class's boxes: their rows in all boxes, (N,) int64, and their images, (N,), both sorted by image."""
+
+    boxes: GroundTruth | Detections
+    rows: np.ndarray
+    image: np.ndarray
+
+    @classmethod
+    def choose(cls, boxes: GroundTruth | Detections, category: int) -> "OfClass":
+        """The rows of a class."""
+        rows = np.flatnonzero(boxes.category == category)
+        rows = rows[np.argsort(boxes.image[rows], kind="stable")]
+        return cls(boxes, rows, boxes.image[rows])
 
 
-def _coco_index(columns: Columns, images: range) -> COCO:
+def _coco_index(of_class: OfClass, images: range) -> COCO:
     """The boxes of some images as COCO's code wants them; ids start at 1, since its matching reads 0 as "no match"."""
-    part = slice(*np.searchsorted(columns["image_id"], [images.start + 1, images.stop + 1]))
-    lists = {name: column[part].tolist() for name, column in columns.items()}
-    lists["id"] = list(range(1, len(lists["area"]) + 1))
-    annotations = [{"category_id": 1, "iscrowd": 0, **dict(zip(lists, row))} for row in zip(*lists.values())]
+    part = slice(*np.searchsorted(of_class.image, [images.start, images.stop]))
+    boxes, rows = of_class.boxes, of_class.rows[part]
+    xyxy = boxes.xyxy[rows].astype(np.float64)
+    size = xyxy[:, 2:] - xyxy[:, :2]
+    columns = {
+        "id": np.arange(1, len(rows) + 1),
+        "image_id": of_class.image[part] + 1,
+        "bbox": np.concatenate([xyxy[:, :2], size], axis=1),
+        "area": np.prod(size, axis=1),
+    }
+    if isinstance(boxes, GroundTruth):
+        columns["iscrowd"] = boxes.ignored[rows].astype(int)
+    else:
+        columns["score"] = boxes.score[rows].astype(np.float64)
+    lists = [column.tolist() for column in columns.values()]
+    annotations = [{"category_id": 1, "iscrowd": 0, **dict(zip(columns, row))} for row in zip(*lists)]
     index = COCO()
     categories = [{"id": 1, "name": "object"}]
     index.dataset = {"images": [{"id": i + 1} for i in images], "annotations": annotations, "categories": categories}

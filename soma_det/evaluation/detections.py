@@ -51,9 +51,10 @@ class Detections:
     """All detections on one split.
 
     Attributes:
-        image: (N,) int64, position in a list of images, usually ``GroundTruth.image_ids``.
-        category, xyxy: as in :class:`GroundTruth`.
-        score: (N,) float64.
+        image: (N,) int32 or int64, position in a list of images, usually ``GroundTruth.image_ids``.
+        category: (N,) int32 or int64, 0 to the number of classes - 1.
+        xyxy: (N, 4) float32, as models give them, or float64, pixels, XYXY_ABS. Compute with :meth:`select`'s.
+        score: (N,) float32 or float64.
     """
 
     image: np.ndarray
@@ -65,8 +66,10 @@ class Detections:
         return len(self.image)
 
     def select(self, rows: np.ndarray) -> "Detections":
-        """Some of the rows, by a mask (N,) bool or by their positions (M,) int64."""
-        return Detections(self.image[rows], self.category[rows], self.xyxy[rows], self.score[rows])
+        """Some rows, by a mask (N,) bool or by their positions (M,) int64, as int64 and float64 to compute with."""
+        image, category = (column[rows].astype(np.int64, copy=False) for column in (self.image, self.category))
+        xyxy, score = (column[rows].astype(np.float64, copy=False) for column in (self.xyxy, self.score))
+        return Detections(image, category, xyxy, score)
 
 
 def load_ground_truth(dataset_name: str) -> GroundTruth:
