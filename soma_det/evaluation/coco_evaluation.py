@@ -6,7 +6,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -156,24 +156,35 @@ def evaluate_coco(truth: GroundTruth, detections: Detections) -> COCOeval_faster
 
 
 def _evaluate_class(truth: GroundTruth, detections: Detections, category: int) -> dict:
-    known, found = OfClass.choose(truth, category), OfClass.choose(detections, category)
-    areas = range(len(_evaluation().params.areaRng))
-    parts = [_evaluate_area(known, found, area, len(truth.image_ids)) for area in areas]
+    images = len(truth.image_ids)
+    rows = list(zip(*(_rows_of_blocks(boxes, category, images) for boxes in (truth, detections))))
+    parts = [_evaluate_area(truth, detections, rows, area) for area in range(len(_evaluation().params.areaRng))]
     return {name: np.concatenate([part[name] for part in parts], axis + 1) for name, axis in CLASS_AXIS.items()}
 
 
-def _evaluate_area(known: "OfClass", found: "OfClass", area: int, images: int) -> dict:
-    matches = []
-    for start in range(0, images, BLOCK):
-        block = range(start, min(start + BLOCK, images))
-        part = _evaluation(_coco_index(known, block), _coco_index(found, block), area)
+def _evaluate_area(truth: GroundTruth, detections: Detections, rows: list, area: int) -> dict:
+    matches, images = [], range(1, len(truth.image_ids) + 1)
+    for block, (known, found) in enumerate(rows):
+        ids = images[block * BLOCK : (block + 1) * BLOCK]
+        part = _evaluation(
+            _coco_index(truth, known, ids, iscrowd=truth.ignored[known].astype(int)),
+            _coco_index(detections, found, ids, score=detections.score[found].astype(np.float64)),
+            area,
+        )
         part.evaluate()
         matches += part._evalImgs_cpp  # one for each image, in their order
     whole = _evaluation(area=area)
-    whole.params.imgIds, whole.params.catIds = list(range(1, images + 1)), [1]
+    whole.params.imgIds, whole.params.catIds = list(images), [1]
     whole._paramsEval, whole._evalImgs_cpp = whole.params, matches
     whole.accumulate()
     return {name: np.asarray(whole.eval[name]) for name in CLASS_AXIS}
+
+
+def _rows_of_blocks(boxes: GroundTruth | Detections, category: int, images: int) -> list[np.ndarray]:
+    """Which boxes are of a class, sorted by image, for each block of images."""
+    rows = np.flatnonzero(boxes.category == category)
+    rows = rows[np.argsort(boxes.image[rows], kind="stable")]
+    return np.split(rows, np.searchsorted(boxes.image[rows], np.arange(BLOCK, images, BLOCK)))
 
 
 def _evaluation(truth: COCO | None = None, detections: COCO | None = None, area: int | None = None) -> COCOeval_faster:
@@ -198,42 +209,16 @@ def _garbage_collection_paused() -> Iterator[None]:
             gc.enable()
 
 
-@dataclass(frozen=True)
-class OfClass:
-    """One class's boxes: their rows in all boxes, (N,) int64, and their images, (N,), both sorted by image."""
-
-    boxes: GroundTruth | Detections
-    rows: np.ndarray
-    image: np.ndarray
-
-    @classmethod
-    def choose(cls, boxes: GroundTruth | Detections, category: int) -> "OfClass":
-        """The rows of a class."""
-        rows = np.flatnonzero(boxes.category == category)
-        rows = rows[np.argsort(boxes.image[rows], kind="stable")]
-        return cls(boxes, rows, boxes.image[rows])
-
-
-def _coco_index(of_class: OfClass, images: range) -> COCO:
-    """The boxes of some images as COCO's code wants them; ids start at 1, since its matching reads 0 as "no match"."""
-    part = slice(*np.searchsorted(of_class.image, [images.start, images.stop]))
-    boxes, rows = of_class.boxes, of_class.rows[part]
+def _coco_index(boxes: GroundTruth | Detections, rows: np.ndarray, image_ids: range, **extra: np.ndarray) -> COCO:
+    """Some boxes as COCO's code wants them; ids start at 1, since its matching reads 0 as "no match"."""
     xyxy = boxes.xyxy[rows].astype(np.float64)
     size = xyxy[:, 2:] - xyxy[:, :2]
-    columns = {
-        "id": np.arange(1, len(rows) + 1),
-        "image_id": of_class.image[part] + 1,
-        "bbox": np.concatenate([xyxy[:, :2], size], axis=1),
-        "area": np.prod(size, axis=1),
-    }
-    if isinstance(boxes, GroundTruth):
-        columns["iscrowd"] = boxes.ignored[rows].astype(int)
-    else:
-        columns["score"] = boxes.score[rows].astype(np.float64)
+    columns = {"image_id": boxes.image[rows] + 1, "bbox": np.hstack([xyxy[:, :2], size]), "area": size.prod(axis=1)}
+    columns |= {"id": np.arange(1, len(rows) + 1), **extra}
     lists = [column.tolist() for column in columns.values()]
     annotations = [{"category_id": 1, "iscrowd": 0, **dict(zip(columns, row))} for row in zip(*lists)]
     index = COCO()
     categories = [{"id": 1, "name": "object"}]
-    index.dataset = {"images": [{"id": i + 1} for i in images], "annotations": annotations, "categories": categories}
+    index.dataset = {"images": [{"id": i} for i in image_ids], "annotations": annotations, "categories": categories}
     index.createIndex()
     return index

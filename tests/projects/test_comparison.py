@@ -131,7 +131,7 @@ def test_every_comparison_file_can_be_compared(path):
     if path.stem != "pretraining" and not {"recipe", "uda"} & set(path.stem.split("_")):  # those compare something else
         adapters = {"full", "soma", "biases", "lora"}
         # A learning rate can be chosen only for what has one.
-        adapters |= {"frozen"} if path.stem != "dinov2_learning_rates" else set()
+        adapters |= set() if path.stem.endswith("_rates") else {"frozen"}
         assert adapters <= {run.cfg.MODEL.ADAPTER.NAME for run in runs}
     for run in runs:
         register_from_config(run.cfg)
