@@ -129,9 +129,8 @@ def test_settings_cannot_be_chosen_by_the_source_or_by_the_only_unseen_weather(d
 def test_every_comparison_file_can_be_compared(path):
     runs = plan_runs(load_comparison(path, seeds=[1]), "output/comparison")
     if path.stem != "pretraining" and not {"recipe", "uda"} & set(path.stem.split("_")):  # those compare something else
-        adapters = {"full", "soma", "biases", "lora"}
-        # A learning rate can be chosen only for what has one.
-        adapters |= set() if path.stem.endswith("_rates") else {"frozen"}
+        adapters = {"full", "soma", "lora"}
+        adapters |= set() if path.stem.endswith("_rates") else {"frozen", "biases"}  # frozen weights have no rate
         assert adapters <= {run.cfg.MODEL.ADAPTER.NAME for run in runs}
     for run in runs:
         register_from_config(run.cfg)
