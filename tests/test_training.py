@@ -20,7 +20,7 @@ from training import tiny_cfg, vit_of, write_data
 from soma_det.adapters import find_adapter_layers, merge
 from soma_det.data.build import build_train_loader
 from soma_det.engine import Trainer, cpu, load_model
-from soma_det.engine.hooks import LayerFreezing, WeightDecayAnnealing
+from soma_det.engine.hooks import LayerFreezing, SaveOnInterrupt, WeightDecayAnnealing
 from soma_det.engine.output_dir import check_output_dir
 from soma_det.engine.predictor import build_predictor
 
@@ -204,9 +204,11 @@ def test_an_interrupt_of_the_last_evaluation_stops_it_at_once(data, tmp_path, mo
         evaluated.append("ended")
 
     monkeypatch.setattr(Trainer, "test", classmethod(interrupted))
+    handlers = [signal.getsignal(number) for number in SaveOnInterrupt.SIGNALS]
     with pytest.raises(KeyboardInterrupt):
         train(tiny_cfg(data, tmp_path, SOLVER__MAX_ITER=2))
     assert evaluated == ["begun"]
+    assert [signal.getsignal(number) for number in SaveOnInterrupt.SIGNALS] == handlers
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
 
 

@@ -116,7 +116,10 @@ class Trainer(DefaultTrainer):
     def after_train(self) -> None:
         """As Detectron2's, which counts too far where a resumed training has nothing left to train."""
         self.iter: int = min(self.iter, self.max_iter)
-        super().after_train()
+        try:
+            super().after_train()
+        finally:  # Python's signals come back also where a hook fails, as the last evaluation can
+            next(hook for hook in self._hooks if isinstance(hook, hooks.SaveOnInterrupt)).after_train()
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As Detectron2's; a resumed training also goes on in the data where it stopped."""

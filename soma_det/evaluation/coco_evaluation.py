@@ -156,8 +156,7 @@ def evaluate_coco(truth: GroundTruth, detections: Detections) -> COCOeval_faster
 
 
 def _evaluate_class(truth: GroundTruth, detections: Detections, category: int) -> dict:
-    images = len(truth.image_ids)
-    rows = list(zip(*(_rows_of_blocks(boxes, category, images) for boxes in (truth, detections))))
+    rows = list(zip(*(_rows_of_blocks(part, category, len(truth.image_ids)) for part in (truth, detections))))
     parts = [_evaluate_area(truth, detections, rows, area) for area in range(len(_evaluation().params.areaRng))]
     return {name: np.concatenate([part[name] for part in parts], axis + 1) for name, axis in CLASS_AXIS.items()}
 
@@ -218,7 +217,6 @@ def _coco_index(boxes: GroundTruth | Detections, rows: np.ndarray, image_ids: ra
     lists = [column.tolist() for column in columns.values()]
     annotations = [{"category_id": 1, "iscrowd": 0, **dict(zip(columns, row))} for row in zip(*lists)]
     index = COCO()
-    categories = [{"id": 1, "name": "object"}]
-    index.dataset = {"images": [{"id": i} for i in image_ids], "annotations": annotations, "categories": categories}
+    index.dataset = {"images": [{"id": i} for i in image_ids], "annotations": annotations, "categories": [{"id": 1}]}
     index.createIndex()
     return index
