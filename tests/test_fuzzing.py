@@ -20,7 +20,7 @@ from soma_det.config.defaults import default_cfg, flatten
 CASES = int(os.environ.get("SOMA_DET_FUZZ_CASES", "500"))
 SECONDS, MEBIBYTES = 20, 300  # of one case, on a busy machine
 fuzz = settings(
-    max_examples=max(CASES // len(PARSERS), 1),
+    max_examples=-(-CASES // len(PARSERS)),
     derandomize=CASES <= 500,  # the same cases in every run of the suite
     database=None,
     deadline=None,

@@ -177,16 +177,17 @@ def test_a_merged_detector_is_saved_and_loaded_as_a_frozen_one(finished, data, t
         torch.testing.assert_close(feature, adapted[name], rtol=1e-4, atol=1e-5)
 
 
-def test_an_interrupt_finishes_the_iteration_saves_and_resumes_exactly(finished, data, tmp_path):
+@pytest.mark.parametrize("number", SaveOnInterrupt.SIGNALS)
+def test_an_interrupt_finishes_the_iteration_saves_and_resumes_exactly(finished, data, tmp_path, number):
     class Interrupt(HookBase):
         def before_step(self):
             if self.trainer.iter == 1:
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), number)
 
     cfg = tiny_cfg(data, tmp_path)
     with pytest.raises(SystemExit) as stop:
         train(cfg, extra_hooks=[Interrupt()])
-    assert stop.value.code == 128 + signal.SIGINT
+    assert stop.value.code == 128 + number
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
     trainer, _ = train(cfg, resume=True)
