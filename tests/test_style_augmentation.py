@@ -37,9 +37,19 @@ def test_weather_changes_its_share_of_the_images_and_no_box():
 
 def test_night_makes_images_darker_and_fog_makes_them_flatter():
     image = random_image()
-    night, fog = (augment(SimulatedWeather(1.0, [d]), image)[0] for d in ("night_sunny", "daytime_foggy"))
+    night, fog = (
+        np.stack([augment(SimulatedWeather(1.0, [domain]), image)[0] for _ in range(20)])
+        for domain in ("night_sunny", "daytime_foggy")
+    )
     assert night.mean() < 0.6 * image.mean()
-    assert fog[:20].std() < 0.5 * image[:20].std()  # the upper rows are far away
+    assert fog.std(axis=(1, 2, 3)).mean() < 0.6 * image.std()
+
+
+def test_fog_seldom_hides_what_rises_above_the_horizon():
+    image = random_image()
+    fogs = [augment(SimulatedWeather(1.0, ["daytime_foggy"]), image)[0] for _ in range(60)]
+    left = np.array([fog[:20].std() for fog in fogs]) / image[:20].std()
+    assert np.quantile(left, 0.2) > 0.1 and left.max() < 0.9
 
 
 @pytest.mark.parametrize("probability, domains", [(1.5, ["night_sunny"]), (0.5, ["snow"]), (0.5, [])])
