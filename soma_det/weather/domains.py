@@ -8,14 +8,7 @@ import numpy as np
 from soma_det.weather.camera import expose, sensor_noise
 from soma_det.weather.depth import assume_road_depth
 from soma_det.weather.fog import fog
-from soma_det.weather.night import (
-    blue_shift,
-    headlamps,
-    lamps,
-    lit_windows,
-    low_sky,
-    street_lighting,
-)
+from soma_det.weather.night import blue_shift, headlamps, lamps, lit_windows, low_sky, street_lighting
 from soma_det.weather.radiance import on_radiance
 from soma_det.weather.rain import lens_drops, rain_streaks, rain_veil, wet_road
 

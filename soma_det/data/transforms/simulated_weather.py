@@ -43,5 +43,6 @@ class SimulatedWeather(T.Augmentation):
             return T.NoOpTransform()
         domain = self.domains[np.random.randint(len(self.domains))]
         seed = np.random.randint(2**31)
-        depth = assume_road_depth(*image.shape[:2], far=np.exp(np.random.uniform(np.log(10), np.log(60))))
+        height, width = image.shape[:2]
+        depth = assume_road_depth(height, width, far=np.exp(np.random.uniform(np.log(10.0), np.log(60.0))))
         return T.ColorTransform(lambda pixels: apply_weather(pixels, depth, domain, np.random.default_rng(seed)))
