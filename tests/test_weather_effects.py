@@ -193,3 +193,9 @@ def test_nights_are_darker_and_fog_has_less_contrast_than_a_clear_day(image):
 def test_wrong_input_is_named_in_the_error(image, call, message):
     with pytest.raises(ValueError, match=message):
         call(image)
+
+
+def test_fog_without_depth_seldom_hides_what_rises_above_the_horizon(image):
+    fogs = [apply_weather(image, None, "daytime_foggy", np.random.default_rng(seed)) for seed in range(60)]
+    contrast = np.array([fog[:20].std() for fog in fogs]) / image[:20].std()
+    assert np.quantile(contrast, 0.2) > 0.1 and contrast.max() < 0.9

@@ -25,7 +25,7 @@ def apply_weather(
     """Turn a clear-day image (H, W, 3) RGB into one of the given domain; uint8 stays uint8, float stays linear float.
 
     Args:
-        depth: (H, W) in meters, inf for the sky; None for `assume_road_depth`.
+        depth: (H, W) in meters, inf for the sky; None for `assume_road_depth` in a view of 10 to 60 m.
         lights: lamps, objects with x, y, width, height (pixels), depth (meters), color (linear RGB), power and kind
             ("street", "head", "tail"), as SynthDrive's scenes have.
         road: (H, W) bool; None for all that the guessed depth puts within 40 m.
@@ -38,7 +38,8 @@ def apply_weather(
         raise ValueError(f"Unknown weather domain {domain!r}: choose one of {', '.join(DOMAIN_EFFECTS)}.")
     height, width = image.shape[:2]
     guess = assume_road_depth(height, width)
-    depth = guess if depth is None else depth
+    if depth is None:  # in a free view, fog would hide whatever rises above the horizon, near or far
+        depth = np.minimum(guess, float(np.exp(rng.uniform(np.log(10.0), np.log(60.0)))))
     if depth.shape != (height, width):
         raise ValueError(f"Depth of shape {depth.shape} does not fit an image of {height} x {width} (H x W).")
     road = guess < 40.0 if road is None else road

@@ -7,7 +7,6 @@ import numpy as np
 from detectron2.data import transforms as T
 
 from soma_det.weather import DOMAIN_EFFECTS, apply_weather
-from soma_det.weather.depth import assume_road_depth
 
 
 @dataclass(eq=False)
@@ -15,8 +14,7 @@ class SimulatedWeather(T.Augmentation):
     """Turns a share of the images into another weather, by :func:`soma_det.weather.apply_weather`.
 
     Takes RGB images (H, W, 3), uint8, as the camera made them: depth is guessed from a horizon at a fixed height, so
-    put it before the crop. What rises above the horizon is 10 to 60 m away: farther, fog would hide labelled objects,
-    and depth from their boxes would show a detector where they are. Nothing moves, and labels stay.
+    put it before the crop. Nothing moves. Labels stay, also of what can hardly be seen any more.
 
     Args:
         probability: share of the images that are changed.
@@ -43,6 +41,4 @@ class SimulatedWeather(T.Augmentation):
             return T.NoOpTransform()
         domain = self.domains[np.random.randint(len(self.domains))]
         seed = np.random.randint(2**31)
-        height, width = image.shape[:2]
-        depth = assume_road_depth(height, width, far=np.exp(np.random.uniform(np.log(10.0), np.log(60.0))))
-        return T.ColorTransform(lambda pixels: apply_weather(pixels, depth, domain, np.random.default_rng(seed)))
+        return T.ColorTransform(lambda pixels: apply_weather(pixels, None, domain, np.random.default_rng(seed)))
