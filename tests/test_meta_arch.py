@@ -3,6 +3,7 @@
 import pytest
 import torch
 from detectron2.modeling import GeneralizedRCNN, RetinaNet, build_model
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
@@ -106,3 +107,25 @@ def test_boxes_come_back_in_the_pixels_of_the_original_image(detector):
     assert original.image_size == (96, 192)
     factors = torch.tensor([3.0, 2, 3, 2])
     torch.testing.assert_close(original.pred_boxes.tensor, as_seen.pred_boxes.tensor * factors)
+
+
+@pytest.mark.parametrize("cascade", [[], ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads"]], ids=["faster", "cascade"])
+def test_untrained_heads_give_the_background_the_probability_that_the_prior_says(cascade):
+    agnostic = ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True]
+    model = build("MODEL.ROI_HEADS.BACKGROUND_PRIOR", 0.9, *agnostic, *cascade)
+    heads = [m for m in model.roi_heads.modules() if isinstance(m, FastRCNNOutputLayers)]
+    assert len(heads) == (3 if cascade else 1)
+    for head in heads:
+        probabilities = head.cls_score(torch.zeros(1, head.cls_score.in_features)).softmax(1)[0]
+        torch.testing.assert_close(probabilities, torch.tensor([0.1 / 7] * 7 + [0.9]))
+
+
+def test_the_prior_draws_no_random_numbers_and_is_one_bias_of_the_model():
+    plain, prior = build().state_dict(), build("MODEL.ROI_HEADS.BACKGROUND_PRIOR", 0.9).state_dict()
+    assert [key for key in plain if not plain[key].equal(prior[key])] == ["roi_heads.box_predictor.cls_score.bias"]
+
+
+@pytest.mark.parametrize("prior", [-0.1, 1.0])
+def test_a_prior_that_is_no_probability_below_1_is_an_error(prior):
+    with pytest.raises(ValueError, match="BACKGROUND_PRIOR is .*: give a probability below 1"):
+        setup_cfg("configs/Base-SoMA.yaml", ["MODEL.ROI_HEADS.BACKGROUND_PRIOR", prior])

@@ -37,6 +37,7 @@ def check_cfg(cfg: CN) -> None:
     for key, choices in CHOICES.items():
         if settings[key] not in choices:
             raise ValueError(f"{key} is {settings[key]!r}: choose {' or '.join(map(repr, choices))}.")
+    _check_background_prior(cfg)
     _check_solver(cfg)
     _check_test(cfg)
 
@@ -118,6 +119,14 @@ def _check_hierarchical(cfg: CN) -> None:
                 "whose pyramid takes the maps of all four stages."
             )
     check_vit_size(cfg.MODEL.VIT.IMG_SIZE, 32, "the last stride")
+
+
+def _check_background_prior(cfg: CN) -> None:
+    prior = cfg.MODEL.ROI_HEADS.BACKGROUND_PRIOR
+    if not 0 <= prior < 1:
+        raise ValueError(f"MODEL.ROI_HEADS.BACKGROUND_PRIOR is {prior}: give a probability below 1, or 0 for none.")
+    if prior and cfg.MODEL.ROI_BOX_HEAD.get("USE_SIGMOID_CE"):
+        raise ValueError("MODEL.ROI_HEADS.BACKGROUND_PRIOR is of a softmax: set it to 0 with USE_SIGMOID_CE.")
 
 
 def _check_solver(cfg: CN) -> None:

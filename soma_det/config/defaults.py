@@ -49,6 +49,8 @@ def _add_model(cfg: CN) -> None:
     # FINEST_LEVEL: 2 for p2 (stride 4 pixels), or 3, which saves time and loses small objects; from one block alone.
     cfg.MODEL.PYRAMID = CN({"OUT_CHANNELS": 256, "FINEST_LEVEL": 2})
 
+    cfg.MODEL.ROI_HEADS.BACKGROUND_PRIOR = 0.0  # the background's probability before training; 0: that of any class
+
     detr = cfg.MODEL.DETR = CN()  # of MODEL.META_ARCHITECTURE AdaptedLwDETR
     detr.NUM_CLASSES = 7
     detr.IN_FEATURES = ["p3", "p4", "p5"]

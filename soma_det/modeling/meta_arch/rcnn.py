@@ -1,10 +1,12 @@
 """Detectron2's meta architectures with the losses that some adapters add, and with the authors' way of padding."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, RetinaNet
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
@@ -49,12 +51,31 @@ class Adapted(MetaArch):
 
 @META_ARCH_REGISTRY.register()
 class AdaptedRCNN(Adapted, GeneralizedRCNN):
-    """GeneralizedRCNN with the backbone's auxiliary losses and INPUT.PAD_TO_CROP."""
+    """GeneralizedRCNN with the backbone's auxiliary losses, INPUT.PAD_TO_CROP and MODEL.ROI_HEADS.BACKGROUND_PRIOR."""
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """The arguments of ``__init__`` that a config stands for."""
+        built = super().from_config(cfg)
+        if cfg.MODEL.ROI_HEADS.BACKGROUND_PRIOR:
+            expect_background(built["roi_heads"], cfg.MODEL.ROI_HEADS.BACKGROUND_PRIOR)
+        return built
 
 
 @META_ARCH_REGISTRY.register()
 class AdaptedRetinaNet(Adapted, RetinaNet):
     """RetinaNet with the backbone's auxiliary losses and INPUT.PAD_TO_CROP."""
+
+
+def expect_background(heads: nn.Module, share: float) -> None:
+    """Let untrained R-CNN heads call every region background, with the probability ``share`` in (0, 1).
+
+    Nearly all regions are background, and even scores would first have to learn that. The idea for sigmoids is from Lin
+    et al., Focal Loss for Dense Object Detection, 2017, section 4.1; here one bias of the softmax does it.
+    """
+    for module in heads.modules():
+        if isinstance(module, FastRCNNOutputLayers):
+            nn.init.constant_(module.cls_score.bias[-1], math.log(module.num_classes * share / (1 - share)))
 
 
 def _pad(image: Tensor, size: tuple[int, int]) -> Tensor:
