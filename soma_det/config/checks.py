@@ -122,11 +122,9 @@ def _check_hierarchical(cfg: CN) -> None:
 
 
 def _check_background_prior(cfg: CN) -> None:
-    prior = cfg.MODEL.ROI_HEADS.BACKGROUND_PRIOR
-    if not 0 <= prior < 1:
-        raise ValueError(f"MODEL.ROI_HEADS.BACKGROUND_PRIOR is {prior}: give a probability below 1, or 0 for none.")
-    if prior and cfg.MODEL.ROI_BOX_HEAD.get("USE_SIGMOID_CE"):
-        raise ValueError("MODEL.ROI_HEADS.BACKGROUND_PRIOR is of a softmax: set it to 0 with USE_SIGMOID_CE.")
+    key, prior = "MODEL.ROI_HEADS.BACKGROUND_PRIOR", cfg.MODEL.ROI_HEADS.BACKGROUND_PRIOR
+    if not 0 <= prior < 1 or (prior and cfg.MODEL.ROI_BOX_HEAD.get("USE_SIGMOID_CE")):
+        raise ValueError(f"{key} is {prior}: give a probability below 1, or 0, as with USE_SIGMOID_CE.")
 
 
 def _check_solver(cfg: CN) -> None:

@@ -4,8 +4,7 @@ from soma_det.modeling.backbone.pyramid import MultiBlockPyramid, SimplePyramid
 from soma_det.modeling.backbone.timm_vit import TimmViT
 from soma_det.modeling.meta_arch.lw_detr import AdaptedLwDETR
 from soma_det.modeling.meta_arch.rcnn import AdaptedRCNN, AdaptedRetinaNet
-from soma_det.modeling.structure import build_structure
 
 __all__ = ["AdaptedLwDETR", "AdaptedRCNN", "AdaptedRetinaNet", "MultiBlockPyramid", "SimplePyramid", "TimmViT"]
 __all__ += ["build_ibn_resnet_backbone", "build_ibn_resnet_fpn_backbone", "build_soma_hierarchical_backbone"]
-__all__ += ["build_soma_vit_backbone", "build_structure"]
+__all__ += ["build_soma_vit_backbone"]

@@ -3,9 +3,9 @@
 import json
 
 import cv2
+import plot_metric
 import pytest
 
-import plot_metric
 from adapter_comparison.curves import mean_course, read_courses
 
 
@@ -39,5 +39,7 @@ def test_a_picture_is_drawn_beside_the_runs(output, capsys):
 
 
 def test_a_metric_that_no_run_logged_lists_those_that_there_are(output):
-    with pytest.raises(SystemExit, match="No run in .* logged 'boxes'; logged are: iteration, pseudo_labels/boxes, time"):
+    with pytest.raises(
+        SystemExit, match="No run in .* logged 'boxes'; logged are: iteration, pseudo_labels/boxes, time"
+    ):
         plot_metric.main([str(output), "boxes"])

@@ -98,17 +98,20 @@ def test_a_built_wheel_holds_soma_det_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "project", [pytest.param(p, marks=pytest.mark.slow if p != "Pretraining" else ()) for p in PROJECTS]
+    "script",
+    [
+        pytest.param(f"{project}/{command}.py", marks=pytest.mark.slow if project != "Pretraining" else ())
+        for project, commands in PROJECTS.items()
+        for command in sorted(commands)
+    ],
 )
-def test_a_command_runs_from_any_folder(project, tmp_path):
+def test_a_command_runs_from_any_folder(script, tmp_path):
     """In a new process, which knows soma_det and not the folders of the projects."""
-    script = ROOT / "projects" / project / f"{PROJECTS[project]}.py"
+    command = [sys.executable, str(ROOT / "projects" / script), "--help"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, str(script), "--help"], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert f"python projects/{project}/{script.name}" in done.stdout
+    assert f"python projects/{script}" in done.stdout
 
 
 def test_adapters_need_no_detectron2_and_nothing_else_of_soma_det():

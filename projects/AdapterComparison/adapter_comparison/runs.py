@@ -18,10 +18,10 @@ from detectron2.data import DatasetCatalog
 from adapter_comparison.bootstrap import resample_split
 from adapter_comparison.plan import Comparison, flat_settings
 from adapter_comparison.process import Exit
+from adapter_comparison.structure import build_structure
 from soma_det.config import setup_cfg
 from soma_det.evaluation.detections import DETECTIONS_FILE
 from soma_det.evaluation.results import load_results
-from soma_det.modeling import build_structure
 from soma_det.modeling.backbone.timm_vit import count_parameters
 from soma_det.utils.files import atomic_path, write_text
 

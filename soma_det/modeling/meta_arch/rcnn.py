@@ -68,10 +68,9 @@ class AdaptedRetinaNet(Adapted, RetinaNet):
 
 
 def expect_background(heads: nn.Module, share: float) -> None:
-    """Let untrained R-CNN heads call every region background, with the probability ``share`` in (0, 1).
+    """Let untrained R-CNN heads give every region's background the probability ``share``, in (0, 1): nearly all are.
 
-    Nearly all regions are background, and even scores would first have to learn that. The idea for sigmoids is from Lin
-    et al., Focal Loss for Dense Object Detection, 2017, section 4.1; here one bias of the softmax does it.
+    Lin et al. (Focal Loss for Dense Object Detection, 2017, section 4.1) do so with sigmoids; here one bias does it.
     """
     for module in heads.modules():
         if isinstance(module, FastRCNNOutputLayers):
