@@ -9,8 +9,8 @@ from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 from safetensors.torch import save_file
 
+from adapter_comparison.structure import build_structure
 from soma_det.config import REMOVED, add_soma_config, check_device, setup_cfg
-from soma_det.modeling import build_structure
 from soma_det.modeling.backbone.timm_vit import count_parameters
 from soma_det.modeling.meta_arch.rcnn import Adapted
 
@@ -180,7 +180,7 @@ def test_a_config_that_setup_cfg_has_not_completed_is_refused_by_the_backbone():
     add_soma_config(cfg)
     cfg.merge_from_file(BASE)
     with pytest.raises(ValueError, match=r"PIXEL_MEAN is \[103.53.*needs \[123.675.*setup_cfg"):
-        build_structure(cfg)
+        build_model(cfg)
 
 
 def test_a_gpu_that_is_not_there_is_an_error_with_the_words_to_add(monkeypatch):
