@@ -129,3 +129,9 @@ def test_the_prior_draws_no_random_numbers_and_is_one_bias_of_the_model():
 def test_a_prior_that_is_no_probability_below_1_is_an_error(prior):
     with pytest.raises(ValueError, match="BACKGROUND_PRIOR is .*: give a probability below 1"):
         setup_cfg("configs/Base-SoMA.yaml", ["MODEL.ROI_HEADS.BACKGROUND_PRIOR", prior])
+
+
+def test_a_prior_of_the_softmax_is_refused_with_sigmoids():
+    opts = ["MODEL.ROI_HEADS.BACKGROUND_PRIOR", 0.9, "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", True]
+    with pytest.raises(ValueError, match="or 0, as with USE_SIGMOID_CE"):
+        setup_cfg("configs/Base-SoMA.yaml", opts)
